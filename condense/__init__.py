@@ -1,0 +1,1 @@
+"""ConDense: joint 2D-3D pre-training from posed multi-view images."""

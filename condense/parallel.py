@@ -1,0 +1,40 @@
+"""Independent jobs side by side: one single-threaded process a core."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+Result = TypeVar("Result")
+
+
+def set_threads(threads: int = 1) -> None:
+    """Sets torch's threads; the one place that does."""
+    torch.set_num_threads(threads)
+
+
+def parallel_map(
+    function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], processes: int, title: str
+) -> list[Result]:
+    """`[function(*job) for job in jobs]` on `processes` single-threaded workers, with a progress bar.
+
+    `function` must be importable (a module-level function). Results keep the order of `jobs`, and do not
+    depend on `processes`: each job gets its own arguments, seed included. The first error stops the rest.
+    """
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=set_threads)
+    with pool, tqdm(total=len(jobs), desc=title) as bar:
+        futures = [pool.submit(function, *job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        return [future.result() for future in futures]

@@ -1,0 +1,1 @@
+"""The built-in captures: parametric objects and rooms, rendered by ray casting."""
