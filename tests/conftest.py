@@ -25,7 +25,5 @@ def shared() -> Path:
     """The folder of real captures and weights that do not belong to the project."""
     folder = Path(os.environ.get("CONDENSE_SHARED", project_root().parent / "shared"))
     if not folder.is_dir():
-        pytest.skip(
-            f"no real captures at {folder}: set CONDENSE_SHARED to a folder with captures/ and weights/"
-        )
+        pytest.skip(f"no real captures at {folder}: set CONDENSE_SHARED to a folder with captures/ and weights/")
     return folder
