@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from condense.grid import Grid
+from condense.params import parse
+from condense.paths import write_atomically
 
 
 @dataclass(frozen=True)
@@ -15,13 +25,191 @@ class VoxelScene:
 
     Args:
         coords: [N, 3] int32, x, y, z order, unique, inside `grid.shape`.
-        density: [N] float32, extinction per voxel edge: a ray crossing a whole voxel of density s is
+        density: [N] float, extinction per voxel edge: a ray crossing a whole voxel of density s is
             absorbed by 1 - exp(-s).
-        colour: [N, 3] float32 RGB in [0, 1].
+        colour: [N, 3] float RGB in [0, 1].
         grid: where the voxels lie.
+
+    Raises:
+        ValueError: a shape or type is not as above, or a voxel lies outside the grid.
     """
 
     coords: Tensor
     density: Tensor
     colour: Tensor
     grid: Grid
+
+    def __post_init__(self) -> None:
+        voxels = len(self.coords)
+        wanted = {"coords": (voxels, 3), "density": (voxels,), "colour": (voxels, 3)}
+        for name, shape in wanted.items():
+            if tuple(getattr(self, name).shape) != shape:
+                raise ValueError(f"VoxelScene.{name} has shape {tuple(getattr(self, name).shape)}, not {shape}")
+        if self.coords.dtype != torch.int32:
+            raise ValueError(f"VoxelScene.coords is {self.coords.dtype}, not torch.int32")
+        outside = (self.coords < 0) | (self.coords >= self.coords.new_tensor(self.grid.shape))
+        if outside.any():
+            worst = self.coords[outside.any(dim=1)][0].tolist()
+            raise ValueError(f"voxel {worst} lies outside the grid of {self.grid.shape}")
+
+    def __len__(self) -> int:
+        return len(self.coords)
+
+    @property
+    def opacity(self) -> Tensor:
+        """[N] share of light that a ray loses on crossing one whole voxel: 1 - exp(-density), in [0, 1]."""
+        return 1 - torch.exp(-self.density)
+
+    @property
+    def centres(self) -> Tensor:
+        """[N, 3] world points of the voxels' centres."""
+        return self.grid.to_world(self.coords.to(self.density) + 0.5)
+
+    def to(self, target: Any) -> VoxelScene:
+        """The same scene on another device."""
+        return VoxelScene(self.coords.to(target), self.density.to(target), self.colour.to(target), self.grid)
+
+    def save(self, path: Path) -> None:
+        """Writes tensors to `path` (.safetensors) and the grid beside it (.json); the tensors come last."""
+        grid = json.dumps(dataclasses.asdict(self.grid), indent=1)
+        tensors = {"coords": self.coords, "density": self.density, "colour": self.colour}
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(grid))
+        write_atomically(path, lambda temporary: save_file(contiguous, temporary))
+
+    @staticmethod
+    def load(path: Path) -> VoxelScene:
+        """Reads what `save` wrote."""
+        values = json.loads(path.with_suffix(".json").read_text())
+        return VoxelScene(**load_file(path), grid=parse(Grid, values, str(path)))
+
+
+def index_volume(scene: VoxelScene) -> Tensor:
+    """[X, Y, Z] int64: the row of the voxel in each cell of the grid, -1 where there is none."""
+    volume = torch.full(scene.grid.shape, -1, dtype=torch.int64, device=scene.coords.device)
+    volume[tuple(scene.coords.long().T)] = torch.arange(len(scene), device=scene.coords.device)
+    return volume
+
+
+@dataclass(frozen=True)
+class VoxelBatch:
+    """Several scenes in one list of voxels.
+
+    Args:
+        coords: [N, 4] int32, the scene's place in the batch first, then x, y, z.
+        colour: [N, 3] float RGB in [0, 1].
+        opacity: [N] float in [0, 1].
+        shape: voxels along x, y, z; the largest of the scenes' grids.
+        sizes: voxels of each scene; rows of one scene are contiguous.
+    """
+
+    coords: Tensor
+    colour: Tensor
+    opacity: Tensor
+    shape: tuple[int, int, int]
+    sizes: tuple[int, ...]
+
+
+def batch_scenes(scenes: Sequence[VoxelScene], turns: Sequence[Turn] | None = None) -> VoxelBatch:
+    """Scenes joined in order, each first turned by its entry of `turns` (colours and rows stay).
+
+    Raises:
+        ValueError: no scenes.
+    """
+    if not scenes:
+        raise ValueError("a batch needs at least one scene")
+    turned = [(scene.coords, scene.grid.shape) for scene in scenes]
+    if turns is not None:
+        pairs = zip(turned, turns, strict=True)
+        turned = [turn_coords(coords, shape, turn) for (coords, shape), turn in pairs]
+    coords = [torch.nn.functional.pad(c, (1, 0), value=place) for place, (c, _) in enumerate(turned)]
+    x, y, z = (max(shape[axis] for _, shape in turned) for axis in range(3))
+    return VoxelBatch(
+        coords=torch.cat(coords),
+        colour=torch.cat([scene.colour for scene in scenes]),
+        opacity=torch.cat([scene.opacity for scene in scenes]),
+        shape=(x, y, z),
+        sizes=tuple(len(scene) for scene in scenes),
+    )
+
+
+def input_features(batch: VoxelBatch, visible: Tensor | None = None) -> Tensor:
+    """[N, 5] what the 3D network sees of each voxel: colour in [-1, 1], occupied (1), opacity.
+
+    `visible` [N] in {0, 1} hides colours: a hidden colour reads as 0, the middle grey.
+    """
+    colour = 2 * batch.colour - 1
+    if visible is not None:
+        colour = colour * visible[:, None].to(colour)
+    return torch.cat([colour, torch.ones_like(batch.opacity)[:, None], batch.opacity[:, None]], dim=1)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A symmetry of the grid about +z: mirror x first, if set, then `quarters` turns of 90 degrees, x to y."""
+
+    quarters: int = 0
+    mirror: bool = False
+
+
+def random_turn(rng: np.random.Generator) -> Turn:
+    """One of the eight symmetries, all equally likely."""
+    return Turn(int(rng.integers(4)), bool(rng.integers(2)))
+
+
+def turn_coords(coords: Tensor, shape: tuple[int, int, int], turn: Turn) -> tuple[Tensor, tuple[int, int, int]]:
+    """Turned coords [N, 3] and the turned grid's shape.
+
+    Rows keep their order, and a ray operator names voxels by row: an operator built on the scene as captured
+    renders the features of the turned scene without change.
+    """
+    x, y, z = coords.unbind(dim=1)
+    width, depth, height = shape
+    if turn.mirror:
+        x = width - 1 - x
+    for _ in range(turn.quarters % 4):
+        x, y, width, depth = depth - 1 - y, x, depth, width
+    return torch.stack([x, y, z], dim=1), (width, depth, height)
+
+
+def voxelise_points(
+    points: Tensor,
+    colours: Tensor,
+    resolution: int,
+    bounds: tuple[Sequence[float], Sequence[float]] | None = None,
+    density: float = 5.0,
+) -> VoxelScene:
+    """A point cloud as voxels; each takes the mean colour of its points.
+
+    Args:
+        points: [P, 3] float, capture units.
+        colours: [P, 3] float RGB in [0, 1].
+        resolution: voxels along the longest side of the bounds.
+        bounds: (lower, upper) corners; points outside are dropped. By default the points' own bounds.
+        density: of every voxel, per voxel edge; 5 lets 1 % of light through.
+
+    Raises:
+        ValueError: shapes do not match, or no point lies within the bounds.
+    """
+    if points.ndim != 2 or points.shape[1] != 3 or colours.shape != points.shape:
+        raise ValueError(f"points {tuple(points.shape)} and colours {tuple(colours.shape)} must both be [P, 3]")
+    if bounds is None:
+        bounds = (points.amin(dim=0).tolist(), points.amax(dim=0).tolist()) if len(points) else ((0,) * 3,) * 2
+    lower, upper = np.asarray(bounds, dtype=np.float64)
+    size = max(float((upper - lower).max()) / resolution, 1e-9)
+    # A side that is a whole number of voxels but for rounding must not gain a voxel.
+    sides = np.clip(np.ceil((upper - lower) / size - 1e-6).astype(int), 1, resolution)
+    grid = Grid((float(lower[0]), float(lower[1]), float(lower[2])), size, (*map(int, sides),))  # type: ignore
+    inside = ((points >= points.new_tensor(lower)) & (points <= points.new_tensor(upper))).all(dim=1)
+    if not inside.any():
+        raise ValueError(f"none of {len(points)} points lies within {lower.tolist()} and {upper.tolist()}")
+    cells = grid.from_world(points[inside]).floor().long()
+    cells = cells.clamp_min(0).minimum(cells.new_tensor(sides - 1))  # the upper bound belongs to the last voxel
+    coords, place, count = torch.unique(cells, dim=0, return_inverse=True, return_counts=True)
+    total = colours.new_zeros(len(coords), 3).index_add_(0, place, colours[inside])
+    return VoxelScene(
+        coords=coords.int(),
+        density=torch.full((len(coords),), density, dtype=colours.dtype, device=colours.device),
+        colour=total / count[:, None],
+        grid=grid,
+    )
