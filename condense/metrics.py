@@ -1,0 +1,106 @@
+"""Pure metrics over arrays, and the error bars of every table."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+DRAWS = 2000  # bootstrap draws of an interval
+
+
+def hits(predicted: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
+    """[N] 1 where the prediction is right, else 0; the mean is the accuracy."""
+    return (np.asarray(predicted) == np.asarray(truth)).astype(float)
+
+
+def recall_at_k(similarity: ArrayLike, truth: ArrayLike, k: int) -> NDArray[np.float64]:
+    """[Q] 1 where the true item is among the `k` most similar, else 0.
+
+    Args:
+        similarity: [Q, C] of each query to each item. A tie with the true item counts as a miss of rank, so
+            that constant features score nothing.
+        truth: [Q] int, index of the right item.
+        k: how many items are looked at.
+    """
+    similarity = np.asarray(similarity)
+    own = np.take_along_axis(similarity, np.asarray(truth)[:, None], axis=1)  # [Q, 1]
+    rank = (similarity >= own).sum(axis=1) - 1  # items at least as similar as the true one, itself aside
+    return (rank < k).astype(float)
+
+
+def mean_iou(predicted: ArrayLike, truth: ArrayLike, classes: int, ignore: int = 0) -> float:
+    """Mean over the classes present in `truth` of intersection over union.
+
+    Args:
+        predicted: [N] int in [0, classes).
+        truth: [N] int in [0, classes).
+        classes: number of classes.
+        ignore: elements of this true class are left out altogether; -1 leaves none out.
+    """
+    predicted, truth = np.asarray(predicted).ravel(), np.asarray(truth).ravel()
+    kept = truth != ignore
+    pairs = np.bincount(truth[kept] * classes + predicted[kept], minlength=classes**2)
+    confusion = pairs.reshape(classes, classes)  # rows: truth
+    both = np.diag(confusion)
+    union = confusion.sum(0) + confusion.sum(1) - both
+    present = confusion.sum(1) > 0
+    return float((both[present] / union[present]).mean()) if present.any() else 0.0
+
+
+def consistency_margin(same: ArrayLike, random: ArrayLike) -> float:
+    """Mean cosine of one surface point's features across views, minus that of random pairs of points."""
+    return float(np.asarray(same).mean() - np.asarray(random).mean())
+
+
+def interval(values: ArrayLike, seed: int = 0) -> dict[str, float | int | None]:
+    """Mean and half-width of the 95% interval of `values`, over seeds and captures at once.
+
+    Every seed is measured on the same captures, so the two are crossed. The pigeonhole bootstrap (Owen 2007)
+    draws rows and columns with replacement, independently: unlike a plain mean over seeds, it says how far the
+    number would move with other captures too, and it errs on the wide side. The half-width is half the span
+    between the 2.5th and 97.5th percentile.
+
+    Args:
+        values: [seeds, captures], or [captures] for one seed. Missing values are NaN and are left out.
+        seed: of the bootstrap's own generator.
+
+    Returns:
+        {"mean", "ci95", "n"} with n the number of captures; ci95 is None where there is a single value.
+
+    Raises:
+        ValueError: no values.
+    """
+    table = np.atleast_2d(np.asarray(values, dtype=float))
+    if table.ndim != 2 or not np.isfinite(table).any():
+        raise ValueError(f"interval wants [seeds, captures] with at least one value, not shape {table.shape}")
+    n = int(np.isfinite(table).any(axis=0).sum())
+    means = _pigeonhole(table, seed) if np.isfinite(table).sum() > 1 else None
+    half = None if means is None else float(np.diff(np.percentile(means, [2.5, 97.5]))[0] / 2)
+    return {"mean": float(np.nanmean(table)), "ci95": half, "n": n}
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0) -> dict[str, float | int | None]:
+    """`interval` of a - b, both [seeds, captures] on the same seeds and captures, with a two-sided "p".
+
+    p is twice the smaller share of bootstrap means on either side of 0, at least 1 / draws. Where the numbers
+    of seeds differ, seeds are not paired: the means over seeds are compared, capture by capture.
+    """
+    first, second = (np.atleast_2d(np.asarray(values, dtype=float)) for values in (a, b))
+    if len(first) != len(second):
+        first, second = (np.nanmean(values, axis=0, keepdims=True) for values in (first, second))
+    result = interval(first - second, seed)
+    means = _pigeonhole(first - second, seed)
+    side = min((means <= 0).mean(), (means >= 0).mean())
+    return {**result, "p": float(np.clip(2 * side, 1 / DRAWS, 1))}
+
+
+def _pigeonhole(table: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """[DRAWS] means of `table` [seeds, captures] with its rows and columns redrawn."""
+    rng = np.random.default_rng(seed)
+    seeds, captures = table.shape
+    rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=DRAWS)  # [DRAWS, seeds] times drawn
+    columns = rng.multinomial(captures, np.full(captures, 1 / captures), size=DRAWS)
+    present = np.isfinite(table)
+    total = ((rows @ np.where(present, table, 0)) * columns).sum(axis=1)
+    count = ((rows @ present.astype(float)) * columns).sum(axis=1)
+    return total[count > 0] / count[count > 0]
