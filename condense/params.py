@@ -41,6 +41,7 @@ class PretrainParams:
 class Params:
     """Every setting of a run."""
 
+    root: str = "."  # where the notebooks and the package lie, from the run folder
     seed: int = 0
     processes: int = 2  # single-threaded worker processes
     captures: CapturesParams = field(default_factory=CapturesParams)

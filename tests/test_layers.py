@@ -1,0 +1,50 @@
+"""Modules import in one direction only."""
+
+from condense.paths import project_root
+from condense.run import imports_of
+
+PACKAGE = project_root() / "condense"
+
+# A module may import from those above it, and from its own row; folders stand for all their files.
+ORDER = """
+paths parallel params
+cameras
+captures
+synthetic
+grid
+voxels
+raymarch
+rayoperator
+fields
+backbone2d spconv_cpu
+backbone3d
+teacher
+losses
+links
+pretrain
+metrics
+tasks
+figures
+report run notebooks
+benchmarks gpucheck cli
+"""
+RANK = {name: row for row, names in enumerate(ORDER.split("\n")) for name in names.split()}
+
+
+def layer(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_module_has_a_place():
+    modules = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")}
+    assert modules - {"__init__"} <= set(RANK), "give the new module a place in ORDER"
+
+
+def test_no_module_imports_from_below():
+    for path in PACKAGE.rglob("*.py"):
+        here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for imported in imports_of(path.read_text()):
+            if imported != "condense":
+                assert here == "__init__" or RANK[layer(imported)] <= RANK[here], (
+                    f"{path} imports {imported} from below"
+                )
