@@ -1,0 +1,60 @@
+"""Pictures of what the package computes; each function returns a matplotlib Figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def renders_beside_truth(pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], columns: int = 2) -> Figure:
+    """Held-out views: the truth on the left, the field's render on the right of each pair.
+
+    Args:
+        pairs: (title, truth [H, W, 3], render [H, W, 3]), uint8 or float in [0, 1].
+        columns: pairs in a row.
+    """
+    rows = -(-len(pairs) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 2.3 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (title, truth, render) in zip(axes.flat, pairs, strict=False):
+        axis.imshow(np.concatenate([as_float(truth), as_float(render)], axis=1).clip(0, 1), interpolation="nearest")
+        axis.set_title(title, fontsize=9)
+    return figure
+
+
+def as_float(image: np.ndarray) -> np.ndarray:
+    """An image as float in [0, 1]."""
+    return image / 255.0 if image.dtype == np.uint8 else image
+
+
+def curves(panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]], x_label: str = "step") -> Figure:
+    """One panel of lines a title: {panel: {line: (x, y)}}; lines of one name share a colour across panels."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, layout="constrained")
+    colours: dict[str, str] = {}
+    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
+        for name, (x, y) in lines.items():
+            colour = colours.setdefault(name, f"C{len(colours)}")
+            axis.plot(x, y, label=name, color=colour)
+        axis.set(title=title, xlabel=x_label)
+        axis.spines[["top", "right"]].set_visible(False)
+        if len(lines) > 1:
+            axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def bars(metrics: dict[str, dict[str, dict[str, float]]], names: Sequence[str]) -> Figure:
+    """Metrics side by side, a bar a method, with 95 % intervals; fractions in percent."""
+    figure, axes = plt.subplots(1, len(names), figsize=(3 * len(names), 3), squeeze=False, layout="constrained")
+    for axis, name in zip(axes.flat, names, strict=True):
+        rows = {method: row[name] for method, row in metrics.items() if name in row}
+        means = [100 * value["mean"] for value in rows.values()]
+        errors = [100 * value["ci95"] for value in rows.values()]
+        axis.bar(list(rows), means, yerr=errors, capsize=4, color=[f"C{i}" for i in range(len(rows))], width=0.6)
+        axis.set(title=name.replace("_", " "), ylim=(0, 105), ylabel="%")
+        axis.tick_params(axis="x", rotation=25)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
