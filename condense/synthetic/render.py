@@ -148,8 +148,7 @@ def render(
     scene = Scene(parts)
     width, height = (int(size) for size in cameras.sizes[0])
     views = [
-        _render_view(scene, cameras, v, height, width, light, background, supersample)
-        for v in range(len(cameras))
+        _render_view(scene, cameras, v, height, width, light, background, supersample) for v in range(len(cameras))
     ]
     return Rendering(*(np.stack(channel) for channel in zip(*views, strict=True)))
 
@@ -192,8 +191,8 @@ def _render_view(
     return (
         (image * 255 + 0.5).astype(np.uint8),
         labels,
-        per_pixel(hit).mean(-1).astype(np.float32),
-        np.float32(depth),
+        np.asarray(per_pixel(hit).mean(-1), np.float32),
+        np.asarray(depth, np.float32),
     )
 
 
@@ -209,9 +208,7 @@ def corner_normals(mesh: trimesh.Trimesh) -> np.ndarray:
     normal = np.repeat(mesh.face_normals, 3, axis=0)
     area = np.repeat(mesh.area_faces, 3)
     smooth = np.sum(normal[pairs.row] * normal[pairs.col], axis=1) > CREASE
-    weight = scipy.sparse.csr_matrix(
-        (area[pairs.col[smooth]], (pairs.row[smooth], pairs.col[smooth])), (corners,) * 2
-    )
+    weight = scipy.sparse.csr_matrix((area[pairs.col[smooth]], (pairs.row[smooth], pairs.col[smooth])), (corners,) * 2)
     total = weight @ normal
     return (total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)).reshape(-1, 3, 3)
 
