@@ -83,7 +83,7 @@ class Folder:
         directory = self._inside(below)
         if not directory.is_dir():
             return []
-        here = (entry.name for entry in os.scandir(directory) if entry.is_file())
+        here = (name for name in os.listdir(directory) if os.path.isfile(directory / name))
         return sorted(clean(f"{below}/{name}") for name in here)
 
     def _inside(self, name: str) -> Path:
