@@ -32,6 +32,8 @@ def header(data: bytes) -> tuple[tuple[int, int], int]:
         ImageError: no image is recognised.
     """
     image = _open(data)
+    if image.format == "PNG" and "exif" not in image.info:
+        return image.size, 1  # getexif would decode the pixels to look behind them
     try:
         return image.size, int(image.getexif().get(EXIF_ORIENTATION, 1))
     except Exception:  # damaged EXIF says nothing about the pixels
