@@ -1,13 +1,15 @@
-"""The command line: `condense doctor FOLDER`."""
+"""The command line: `condense doctor | generate | notebook | run`."""
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from condense.captures.reader import doctor
+from condense.run import prepare_run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,6 +20,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands.add_parser("doctor", help="say what is wrong with the captures in a folder")
     command.add_argument("folder", type=Path, help="a capture or a folder of captures (directories or .zip)")
     command.set_defaults(run=lambda options: run_doctor(options.folder))
+
+    command = commands.add_parser("generate", help="write the built-in captures")
+    command.add_argument("folder", type=Path, help="gets objects/ and rooms/, one .zip a capture")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--processes", type=int, default=2)
+    command.set_defaults(run=lambda options: run_generate(options.folder, options.seed, options.processes))
+
+    command = commands.add_parser("notebook", help="execute one notebook for the run in this folder")
+    command.add_argument("notebook", type=Path)
+    command.set_defaults(run=lambda options: run_stage(options.notebook))
+
+    command = commands.add_parser("run", help="the whole pipeline with other settings, in a folder below runs/")
+    command.add_argument("--profile", help="a file in profiles/; 'photos' for other captures if not given")
+    command.add_argument("--captures", help="a folder of captures; the built-in ones if not given")
+    command.add_argument("--backbone", help="a 2D network: a folder, or a transformers hub name")
+    command.add_argument("--name", help="of the run's folder; the profile's name if not given")
+    command.set_defaults(run=run_pipeline)
 
     options = parser.parse_args(arguments)
     return int(options.run(options))
@@ -32,6 +51,36 @@ def run_doctor(folder: Path) -> int:
         return 1
     print(text)
     return 0 if usable else 1
+
+
+def run_generate(folder: Path, seed: int, processes: int) -> int:
+    """Writes the built-in captures."""
+    from condense.synthetic.generate import generate  # embree and the meshes are needed for nothing else
+
+    generate(folder, seed, processes)
+    return 0
+
+
+def run_stage(notebook: Path) -> int:
+    """Executes a notebook for the run in this folder."""
+    from condense.notebooks import run_notebook  # papermill starts slowly; `doctor` need not wait for it
+
+    run_notebook(notebook, Path())
+    return 0
+
+
+def run_pipeline(options: argparse.Namespace) -> int:
+    """Prepares the run's folder and lets DVC bring it up to date."""
+    profile = options.profile or ("photos" if options.captures else "mini")
+    try:
+        folder = prepare_run(options.name or profile, profile, options.captures, options.backbone)
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    code = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=folder, check=False).returncode
+    if code == 0:
+        print(f"The report: {folder / 'reports' / 'index.html'}")
+    return code
 
 
 if __name__ == "__main__":

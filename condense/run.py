@@ -20,6 +20,7 @@ from condense.params import Params, load_params, merge
 from condense.paths import project_root, write_atomically
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 
@@ -72,6 +73,11 @@ class Run:
         text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
         path = self.folder / "reports" / "metrics" / f"{name}.json"
         write_atomically(path, lambda temporary: temporary.write_text(text))
+
+    def save_table(self, name: str, table: pd.DataFrame) -> None:
+        """Writes `reports/tables/<name>.csv`."""
+        path = self.folder / "reports" / "tables" / f"{name}.csv"
+        write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
 
     def save_figure(self, name: str, figure: Figure, caption: str) -> None:
         """Writes `reports/figures/<name>.png` and `.pdf`; `name` is `<stage>/<figure>`.
