@@ -159,10 +159,13 @@ class BuiltinBackbone(ImageBackbone):
             self.skip = nn.Conv2d(fine, sizes.dim, 1)
             self.up = nn.Conv2d(sizes.width, sizes.dim, 1)
             self.head = nn.Sequential(nn.GELU(), nn.Conv2d(sizes.dim, sizes.dim, 3, padding=1))
+            for kernel in self.parameters():
+                if kernel.ndim == 4 and kernel.shape[1] > 1:  # torch's default would fade layer by layer
+                    nn.init.kaiming_normal_(kernel, nonlinearity="relu")
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def config(self) -> dict[str, Any]:
-        """See `ImageBackbone.config`."""
+        """Kind and sizes."""
         return {"kind": "builtin", "sizes": asdict(self.sizes)}
 
     def raw_features(self, images: Tensor) -> Tensor:
@@ -211,9 +214,7 @@ class TransformersBackbone(ImageBackbone):
             output = model.eval()(torch.zeros(1, 3, side, side), output_hidden_states=True, **arguments)
         states = output.hidden_states
         if layer is not None and not -len(states) <= layer < len(states):
-            raise BackboneError(
-                f"{source or 'the network'} has hidden states 0 to {len(states) - 1}, not {layer}"
-            )
+            raise BackboneError(f"{source or 'the network'} has hidden states 0 to {len(states) - 1}, not {layer}")
         last = output.last_hidden_state if layer is None else states[layer]
         if self.patch:
             super().__init__(last.shape[-1], self.patch)
@@ -267,7 +268,8 @@ class TransformersBackbone(ImageBackbone):
         """[B, 3, H, W] -> [B, dim, H / stride, W / stride]."""
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         wanted = self.layer is not None
-        output = self.model((images - mean) / std, output_hidden_states=wanted, **_forward_arguments(self.model))
+        images = (images - mean) / std
+        output = self.model(images, output_hidden_states=wanted, **_forward_arguments(self.model))
         last = output.hidden_states[self.layer] if wanted else output.last_hidden_state
         if not self.patch:
             return last
@@ -286,8 +288,8 @@ class TransformersBackbone(ImageBackbone):
 
 def _forward_arguments(model: nn.Module) -> dict[str, bool]:
     """Some ViTs interpolate their position embedding only when asked."""
-    known = inspect.signature(model.forward).parameters
-    return {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in known else {}
+    asked = "interpolate_pos_encoding"
+    return {asked: True} if asked in inspect.signature(model.forward).parameters else {}
 
 
 def _check_folder(folder: Path) -> None:

@@ -24,17 +24,71 @@ class CapturesParams:
 class FieldsParams:
     """Fitting one radiance field per capture."""
 
+    resolutions: tuple[int, ...] = (24, 48)  # voxels along the longest side, coarse to fine
+    steps: tuple[int, ...] = (20, 50)  # gradient steps at each resolution
+    pixels: int = 4000  # pixels in a step
+    march: float = 1.0  # distance between samples along a ray, in voxels
+    subrays: int = 2  # rays along each side of a pixel at the edge of a mask
+    harmonics: int = 1  # spherical-harmonic coefficients of a colour: 1, 4 or 9
+    density_lr: float = 1.0
+    colour_lr: float = 0.1
+    density_tv: float = 0.003  # smoothness of density and of colour
+    colour_tv: float = 0.01
+    opacity: float = 0.1  # weight of the mask against colour
+    space: str = "auto"  # without masks: "contracted" (auto) or "bounded"
+    reach: float = 0.5  # size of the kept ball, in distances from the cameras to what they look at
+
 
 @dataclass(frozen=True)
 class TeacherParams:
     """The frozen image network; the built-in one is pre-trained on its own universe."""
 
     name: str = "builtin"  # or any transformers model: a hub name or a local folder
+    layer: int = 0  # which hidden state of a transformers model to use; 0 is its last
+    scenes: int = 1500  # of the universe, ...
+    views: int = 3  # ... rendered so often each, ...
+    rooms: float = 0.2  # ... this share of them rooms
+    steps: int = 900
+    batch: int = 32  # scenes a step, two views of each
+    lr: float = 2e-3  # highest, of AdamW
+    weight_decay: float = 0.05
+    average: float = 0.99  # of the weights, a step
+    match_weight: float = 0.2  # of the cross-view term; 0 leaves it out
+    strong_colour: float = 0.2  # share of the images whose colours are mixed beyond naming
+    log_every: int = 20
+    checkpoint_every: int = 200
 
 
 @dataclass(frozen=True)
 class PretrainParams:
     """Joint 2D-3D pre-training."""
+
+    seeds: int = 3
+    steps: int = 300
+    warmup: int = 20  # steps over which the learning rates rise; then they fall along a cosine
+    resolution: int = 32  # voxels along the longest side of a scene
+    captures: int = 12  # a step
+    views: int = 3  # of each capture that the 3D network is rendered into
+    student_views: int = 1  # of those, seen by the student
+    cells: int = 1024  # rows contrasted with each other, in each contrastive term
+    temperature: float = 0.1
+    drop_above: float = 0.6  # teacher cosine above which a negative is taken for a false one
+    seen_at_least: float = 0.01  # voxels that weigh less in all training views have no target
+    cells_weight: float = 1.0
+    voxels_weight: float = 1.0
+    agree_weight: float = 0.1
+    prior_weight: float = 0.3
+    background: float = 0.25  # weight of cells behind the capture in the prior term
+    detach_render: bool = False  # keep the agreement's gradient out of the 3D network
+    net3d_lr: float = 3e-3
+    student_lr: float = 1e-3
+    weight_decay: float = 0.01
+    clip: float = 1.0  # largest norm of each network's gradient
+    recolour: float = 0.5  # strength of colour augmentation of voxels
+    recolour_images: float = 0.2  # and of images
+    hide_colour: float = 0.5  # share of scenes in a step with some voxels' colour hidden
+    log_every: int = 10
+    checkpoint_every: int = 100
 
 
 @dataclass(frozen=True)
