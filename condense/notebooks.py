@@ -22,10 +22,10 @@ def run_notebook(notebook: Path, folder: Path) -> Path:
     peak memory go to `artifacts/times/<name>.json`.
 
     Raises:
-        papermill.PapermillExecutionError: a cell failed; the copy then lies in `reports/notebooks/failed/`.
+        papermill.PapermillExecutionError: a cell failed; the copy then lies in `artifacts/failed/`.
     """
     copy = folder / "reports" / "notebooks" / notebook.name
-    failed = copy.parent / "failed" / notebook.name
+    failed = folder / "artifacts" / "failed" / notebook.name
     failed.parent.mkdir(parents=True, exist_ok=True)
     watch = PeakMemory()
     started = time.perf_counter()

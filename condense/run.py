@@ -60,8 +60,9 @@ class Run:
             inputs: files and folders it reads.
         """
         folder = self.folder / "artifacts" / name
-        sources = sorted({path for module in modules for path in source_files(module)})
-        key = digest([*sources, *inputs], repr(settings))
+        sources = {path for module in modules for path in source_files(module)}
+        sources = {path for path in sources if path.name != "params.py"}  # `settings` has what counts of it
+        key = digest([*sorted(sources), *inputs], repr(settings))
         stamp = folder / "key.txt"
         if not (stamp.is_file() and stamp.read_text() == key):
             shutil.rmtree(folder, ignore_errors=True)
