@@ -55,9 +55,7 @@ def box(size: ArrayLike, centre: ArrayLike = (0, 0, 0), bevel: float = 0.0) -> T
     return trimesh.convex.convex_hull(points + np.asarray(centre, float))
 
 
-def superellipsoid(
-    radii: ArrayLike, centre: ArrayLike = (0, 0, 0), power: float = 2.0, sections: int = 24
-) -> Trimesh:
+def superellipsoid(radii: ArrayLike, centre: ArrayLike = (0, 0, 0), power: float = 2.0, sections: int = 24) -> Trimesh:
     """|x/a|^p + |y/b|^p + |z/c|^p = 1: an ellipsoid at power 2, a cushion near 4, a rounded box near 8."""
     latitude = np.linspace(-np.pi / 2, np.pi / 2, sections // 2 + 1)[:, None]
     longitude = np.linspace(0, 2 * np.pi, sections, endpoint=False)[None]
@@ -190,3 +188,9 @@ def joined(meshes: Sequence[Trimesh]) -> Trimesh:
     offsets = np.cumsum([0, *(len(mesh.vertices) for mesh in meshes)])
     faces = [mesh.faces + offset for mesh, offset in zip(meshes, offsets, strict=False)]
     return Trimesh(np.concatenate([mesh.vertices for mesh in meshes]), np.concatenate(faces), process=False)
+
+
+def pair(mesh: Trimesh) -> list[Trimesh]:
+    """The mesh and its mirror image across the XZ plane."""
+    mirror = mesh.copy().apply_transform(np.diag([1.0, -1.0, 1.0, 1.0]))
+    return [mesh, mirror]

@@ -88,7 +88,7 @@ class Scene:
         self.scale = float(np.ptp(corners.reshape(-1, 3), axis=0).max())
 
     def blocked(self, points: np.ndarray, direction: np.ndarray, reach: float) -> np.ndarray:
-        """Bool [N]: whether something lies within `reach` of points [N, 3] along `direction` [3]."""
+        """Bool [N]: whether something lies on points [N, 3] + (0 to `reach`) * `direction` ([3] or [N, 3])."""
         directions = np.broadcast_to(direction.astype(np.float32), points.shape).copy()
         dists = np.full(len(points), reach, np.float32)
         return self.embree.run(points.astype(np.float32), directions, dists, query="OCCLUDED") >= 0
@@ -213,22 +213,28 @@ def corner_normals(mesh: trimesh.Trimesh) -> np.ndarray:
     return (total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)).reshape(-1, 3, 3)
 
 
-def surface_points(parts: Sequence[Part], count: int, seed: int) -> tuple[np.ndarray, ...]:
-    """Points spread evenly by area over all surfaces of the parts, hidden ones included.
+def seen_points(parts: Sequence[Part], cameras: Cameras, count: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Points spread evenly by area over the surfaces that at least one camera centre sees (frame edges ignored).
 
     Returns:
-        points [count, 3], rgb [count, 3] in [0, 1] (unlit), outward normals [count, 3], labels and
-        instances [count].
+        points [count, 3], rgb [count, 3] in [0, 1] (unlit), outward normals [count, 3], labels [count] and instances
+        [count]; a point may repeat where little is seen.
     """
     rng = np.random.default_rng(seed)
-    scene = Scene(parts)
+    scene, draws = Scene(parts), 4 * count
     corners = np.concatenate([part.mesh.triangles for part in parts])
-    area = np.concatenate([part.mesh.area_faces for part in parts])
-    edges = np.cumsum(area) / area.sum()
-    face = np.searchsorted(edges, (np.arange(count) + rng.random(count)) / count).clip(max=len(area) - 1)
-    u, v = rng.random((2, count))
-    u, v = np.where(u + v > 1, 1 - u, u)[:, None], np.where(u + v > 1, 1 - v, v)[:, None]
+    edges = np.cumsum(np.concatenate([part.mesh.area_faces for part in parts]))
+    face = np.searchsorted(edges, edges[-1] * (np.arange(draws) + rng.random(draws)) / draws).clip(max=len(edges) - 1)
+    u, v = rng.random((2, draws, 1))
+    u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
     points = (1 - u - v) * corners[face, 0] + u * corners[face, 1] + v * corners[face, 2]
+    seen = np.zeros(draws, bool)
+    for eye in cameras.centres.numpy():
+        ray = eye - points
+        seen |= ~scene.blocked(points + 2e-3 * ray, ray, 0.99)
+    chosen = rng.permutation(np.flatnonzero(seen))
+    chosen = np.resize(chosen, count)
+    points, face = points[chosen], face[chosen]
     part = scene.part_of_face[face]
     normals = np.concatenate([p.mesh.face_normals for p in parts])[face]
     ids = np.array([(p.label, p.instance) for p in parts])[part]
