@@ -238,4 +238,4 @@ def _crown(dice: Dice, height: float) -> list[Trimesh]:
         sizes = ((0.0, 0.34), (0.22, 0.26), (0.4, 0.17))
         return [solid.frustum((0, 0, height - 0.2 + z), (0, 0, height + 0.15 + z), r, 0.0) for z, r in sizes]
     balls = [(0.0, 0.0, 0.0), *(dice.rng.uniform(-0.17, 0.17, 3) for _ in range(dice.whole(0, 5)))]
-    return [solid.ellipsoid(np.full(3, dice.u(0.2, 0.28)), np.add(b, (0, 0, height)), 16) for b in balls]
+    return [solid.ellipsoid(np.full(3, dice.u(0.2, 0.28)), np.asarray(b) + np.array((0, 0, height)), 16) for b in balls]
