@@ -31,6 +31,20 @@ def as_float(image: np.ndarray) -> np.ndarray:
     return image / 255.0 if image.dtype == np.uint8 else image
 
 
+def contact_sheet(rows: dict[str, Sequence[np.ndarray]], side: float = 0.8) -> Figure:
+    """Many small images at a glance: {title: images [H, W, 3] of one size}, a row a title; `side` inches each."""
+    columns = max(len(images) for images in rows.values())
+    figure, axes = plt.subplots(len(rows), 1, figsize=(side * columns + 1, side * len(rows)), squeeze=False)
+    figure.subplots_adjust(left=1 / (side * columns + 1), right=1, bottom=0, top=1, hspace=0.02)
+    for axis, (title, images) in zip(axes.flat, rows.items(), strict=True):
+        strip = np.concatenate([as_float(image) for image in images], axis=1)
+        axis.imshow(strip, interpolation="nearest")
+        axis.set_xlim(0, strip.shape[1] / len(images) * columns)
+        axis.text(-4, strip.shape[0] / 2, title, ha="right", va="center", fontsize=9)
+        axis.axis("off")
+    return figure
+
+
 def curves(panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]], x_label: str = "step") -> Figure:
     """One panel of lines a title: {panel: {line: (x, y)}}; lines of one name share a colour across panels."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, layout="constrained")
