@@ -66,9 +66,33 @@ def bars(metrics: dict[str, dict[str, dict[str, float]]], names: Sequence[str]) 
     for axis, name in zip(axes.flat, names, strict=True):
         rows = {method: row[name] for method, row in metrics.items() if name in row}
         means = [100 * value["mean"] for value in rows.values()]
-        errors = [100 * value["ci95"] for value in rows.values()]
+        errors = [100 * (value["ci95"] or 0.0) for value in rows.values()]
         axis.bar(list(rows), means, yerr=errors, capsize=4, color=[f"C{i}" for i in range(len(rows))], width=0.6)
         axis.set(title=name.replace("_", " "), ylim=(0, 105), ylabel="%")
         axis.tick_params(axis="x", rotation=25)
         axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def feature_colours(pictures: dict[str, Sequence[np.ndarray]], title: str = "") -> Figure:
+    """Images and feature maps in one colour space: a row a kind, a column a view.
+
+    Args:
+        pictures: {kind: [H, W, 3] of each view}, as of `tasks.features2d.shared_colours`.
+        title: above all.
+    """
+    kinds = list(pictures)
+    first = pictures[kinds[0]]
+    columns, height = len(first), 1.6 * first[0].shape[0] / first[0].shape[1]
+    size = (1.6 * columns + 0.6, max(height, 0.8) * len(kinds) + (0.3 if title else 0))
+    figure, axes = plt.subplots(len(kinds), columns, figsize=size, squeeze=False, layout="constrained")
+    for row, kind in zip(axes, kinds, strict=True):
+        for axis, image in zip(row, pictures[kind], strict=True):
+            axis.imshow(image, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+        row[0].set_ylabel(kind, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=10)
     return figure

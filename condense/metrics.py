@@ -79,6 +79,14 @@ def interval(values: ArrayLike, seed: int = 0) -> dict[str, float | int | None]:
     return {"mean": float(np.nanmean(table)), "ci95": half, "n": n}
 
 
+def median_interval(values: ArrayLike, seed: int = 0) -> dict[str, float | int | None]:
+    """As `interval`, of the median of `values` [N]; still called "mean", as every metric file does."""
+    array = np.asarray(values, dtype=float)
+    drawn = np.median(array[np.random.default_rng(seed).integers(len(array), size=(DRAWS, len(array)))], axis=1)
+    half = float(np.diff(np.percentile(drawn, [2.5, 97.5]))[0] / 2) if len(array) > 1 else None
+    return {"mean": float(np.median(array)), "ci95": half, "n": len(array)}
+
+
 def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0) -> dict[str, float | int | None]:
     """`interval` of a - b, both [seeds, captures] on the same seeds and captures, with a two-sided "p".
 

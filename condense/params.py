@@ -17,7 +17,6 @@ class CapturesParams:
 
     folder: str = "data"  # relative to the run's folder, or absolute
     per_class: int = 0  # keep only so many instances of each class and split; 0 keeps all
-    max_side: int = 0  # shrink images so that the longer side has at most so many pixels; 0 keeps them
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,24 @@ class FieldsParams:
     opacity: float = 0.1  # weight of the mask against colour
     space: str = "auto"  # without masks: "contracted" (auto) or "bounded"
     reach: float = 0.5  # size of the kept ball, in distances from the cameras to what they look at
+    max_side: int = 0  # shrink images so that the longer side has at most so many pixels; 0 keeps them
+
+
+@dataclass(frozen=True)
+class FieldsByKind:
+    """Settings of the fields, by kind of capture."""
+
+    object: FieldsParams = field(default_factory=FieldsParams)
+    room: FieldsParams = field(default_factory=FieldsParams)
+    photographs: FieldsParams = field(default_factory=FieldsParams)
+
+
+@dataclass(frozen=True)
+class LinksParams:
+    """Linking views and voxels."""
+
+    resolution: int = 32  # voxels along the longest side of a scene
+    max_side: int = 0  # shrink images for the 2D network likewise; 0 keeps them
 
 
 @dataclass(frozen=True)
@@ -45,18 +62,18 @@ class TeacherParams:
 
     name: str = "builtin"  # or any transformers model: a hub name or a local folder
     layer: int = 0  # which hidden state of a transformers model to use; 0 is its last
-    scenes: int = 1500  # of the universe, ...
+    scenes: int = 1200  # of the universe, ...
     views: int = 3  # ... rendered so often each, ...
     rooms: float = 0.2  # ... this share of them rooms
-    steps: int = 900
-    batch: int = 32  # scenes a step, two views of each
+    steps: int = 1800
+    batch: int = 8  # scenes a step, two views of each
     lr: float = 2e-3  # highest, of AdamW
     weight_decay: float = 0.05
     average: float = 0.99  # of the weights, a step
-    match_weight: float = 0.2  # of the cross-view term; 0 leaves it out
+    match_weight: float = 0.1  # of the cross-view term; 0 leaves it out
     strong_colour: float = 0.2  # share of the images whose colours are mixed beyond naming
     log_every: int = 20
-    checkpoint_every: int = 200
+    checkpoint_every: int = 300
 
 
 @dataclass(frozen=True)
@@ -99,7 +116,8 @@ class Params:
     seed: int = 0
     processes: int = 2  # single-threaded worker processes
     captures: CapturesParams = field(default_factory=CapturesParams)
-    fields: FieldsParams = field(default_factory=FieldsParams)
+    fields: FieldsByKind = field(default_factory=FieldsByKind)
+    links: LinksParams = field(default_factory=LinksParams)
     teacher: TeacherParams = field(default_factory=TeacherParams)
     pretrain: PretrainParams = field(default_factory=PretrainParams)
 

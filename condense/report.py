@@ -71,10 +71,11 @@ def label(metric: str) -> str:
 
 
 def format_value(metric: str, value: dict[str, float]) -> str:
-    """`mean ± ci95`; fractions in percent."""
+    """`mean ± ci95`, or the mean alone of a single value; fractions in percent."""
     scale = 100.0 if unit(metric) is None else 1.0
     digits = 3 if unit(metric) == "" else 1 if scale == 100.0 else 2
-    return f"{value['mean'] * scale:.{digits}f} ± {value['ci95'] * scale:.{digits}f}"
+    mean = f"{value['mean'] * scale:.{digits}f}"
+    return mean if value["ci95"] is None else f"{mean} ± {value['ci95'] * scale:.{digits}f}"
 
 
 def write_tables(table: pd.DataFrame, folder: Path, name: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from condense.backbone2d import BuiltinBackbone, FeatureStatistics, ImageBackbone
+from condense.backbone2d import (
+    BuiltinBackbone,
+    FeatureStatistics,
+    ImageBackbone,
+    open_backbone,
+    save_backbone,
+)
 from condense.params import TeacherParams
 from condense.paths import write_atomically
 from condense.synthetic.universe import CELLS, IGNORE, LABELS, SIDE, Views, make_universe
@@ -63,6 +70,40 @@ def fit_teacher(
     assert isinstance(network, BuiltinBackbone)
     network.standardise(universe_statistics(network.eval(), universe))
     return network.requires_grad_(False), run.log
+
+
+def make_teacher(
+    params: TeacherParams, seed: int, folder: Path, processes: int, images: Sequence[Tensor], beside: Path
+) -> tuple[Path, list[dict[str, float]]]:
+    """The frozen network of a run, written to `folder`: the built-in one, or any other, standardised.
+
+    Args:
+        params: `params.name` is "builtin", or what `open_backbone` takes.
+        seed: of the built-in network.
+        folder: where `teacher.safetensors`, `log.json` and checkpoints go.
+        processes: that render the built-in network's universe.
+        images: [H, W, 3] uint8 training images, over which another network's features are standardised.
+        beside: the folder that a relative `params.name` starts from.
+
+    Returns:
+        The path of the network, and the training log (empty unless built-in).
+    """
+    path, record = folder / "teacher.safetensors", folder / "log.json"
+    if not record.is_file():
+        history: list[dict[str, float]] = []
+        network: ImageBackbone
+        if params.name == "builtin":
+            network, history = fit_teacher(params, seed, folder, processes)
+        else:
+            local = beside / params.name
+            name = str(local) if local.exists() else params.name
+            network = open_backbone(name, params.layer or None).eval().requires_grad_(False)
+            with torch.no_grad():
+                features = [network(image.permute(2, 0, 1)[None].float() / 255)[0].flatten(1).T for image in images]
+            network.standardise(FeatureStatistics.of(torch.cat(features)[:, :, None, None]))
+        save_backbone(network, path)
+        write_atomically(record, lambda temporary: temporary.write_text(json.dumps(history)))
+    return path, json.loads(record.read_text())
 
 
 class TeacherRun:
