@@ -125,7 +125,6 @@ class BuiltinConfig:
     width: int = 112  # channels of the attention blocks
     blocks: int = 4
     heads: int = 4
-    coarse: bool = True  # attention at stride 8 with a skip from stride 4, instead of at stride 4
 
 
 class BuiltinBackbone(ImageBackbone):
@@ -153,7 +152,7 @@ class BuiltinBackbone(ImageBackbone):
                 nn.GELU(),
                 nn.Conv2d(fine, fine, 3, padding=1),
             )
-            self.down = nn.Conv2d(fine, sizes.width, 2 if sizes.coarse else 1, stride=2 if sizes.coarse else 1)
+            self.down = nn.Conv2d(fine, sizes.width, 2, stride=2)
             self.blocks = nn.Sequential(*(Block(sizes.width, sizes.heads) for _ in range(sizes.blocks)))
             self.norm = nn.LayerNorm(sizes.width)
             self.skip = nn.Conv2d(fine, sizes.dim, 1)
@@ -172,13 +171,10 @@ class BuiltinBackbone(ImageBackbone):
         """[B, 3, H, W] -> [B, dim, H/4, W/4]."""
         images = ((images - 0.5) * 4).contiguous(memory_format=torch.channels_last)
         fine = self.stem(images)  # [B, 2 stem, H/4, W/4]
-        odd = [side % 2 if self.sizes.coarse else 0 for side in fine.shape[2:]]
-        padded = F.pad(fine, (0, odd[1], 0, odd[0])) if any(odd) else fine
-        coarse = self.blocks(self.down(F.gelu(padded)))  # [B, width, H/8, W/8]
+        h, w = fine.shape[2:]
+        coarse = self.blocks(self.down(F.gelu(F.pad(fine, (0, w % 2, 0, h % 2)))))  # [B, width, H/8, W/8]
         coarse = self.up(self.norm(coarse.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
-        if self.sizes.coarse:
-            coarse = F.interpolate(coarse, scale_factor=2, mode="bilinear")
-            coarse = coarse[:, :, : fine.shape[2], : fine.shape[3]]
+        coarse = F.interpolate(coarse, scale_factor=2, mode="bilinear")[:, :, :h, :w]
         mixed = self.skip(F.gelu(fine)) + coarse
         return mixed + self.head(mixed)
 
@@ -247,11 +243,11 @@ class TransformersBackbone(ImageBackbone):
             model = AutoModel.from_pretrained(where, local_files_only=is_folder, use_safetensors=True)
         except (OSError, ValueError) as error:
             raise BackboneError(f"{where}: cannot be loaded as a vision network: {error}") from error
-        mean, std = _normalisation(where, is_folder, model.config.model_type)
-        return cls(model, layer, mean, std, source=local.name if is_folder else name)
+        scaling = _normalisation(where, is_folder, model.config.model_type)
+        return cls(model, layer, *scaling, source=local.name if is_folder else name)
 
     def config(self) -> dict[str, Any]:
-        """See `ImageBackbone.config`."""
+        """The model's own configuration, the layer, and how images are scaled."""
         model: Any = self.model
         keep = {"layer": self.layer, "mean": self.mean, "std": self.std, "source": self.source}
         return {"kind": "transformers", "model": model.config.to_diff_dict(), **keep}
@@ -298,9 +294,8 @@ def _check_folder(folder: Path) -> None:
         raise BackboneError(f"{folder}: config.json is missing; give a model's folder in Hugging Face form")
     if not any((folder / f"model.safetensors{ending}").is_file() for ending in ("", ".index.json")):
         pickled = " (pickled weights are not read)" if list(folder.glob("*.bin")) else ""
-        raise BackboneError(
-            f"{folder}: model.safetensors is missing{pickled}; save the model with model.save_pretrained(FOLDER)"
-        )
+        remedy = "save the model with model.save_pretrained(FOLDER)"
+        raise BackboneError(f"{folder}: model.safetensors is missing{pickled}; {remedy}")
 
 
 def _normalisation(where: str, is_folder: bool, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
