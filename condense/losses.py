@@ -27,9 +27,7 @@ def info_nce(a: Tensor, b: Tensor, temperature: float = 0.1, drop: Tensor | None
         ValueError: the shapes disagree.
     """
     if a.shape != b.shape or a.ndim != 2:
-        raise ValueError(
-            f"info_nce wants two [M, D] tensors of one shape, not {tuple(a.shape)}, {tuple(b.shape)}"
-        )
+        raise ValueError(f"info_nce wants two [M, D] tensors of one shape, not {tuple(a.shape)}, {tuple(b.shape)}")
     if len(a) == 0:
         return (a.sum() + b.sum()) * 0
     logits = normalize(a, dim=1) @ normalize(b, dim=1).T / temperature  # [M, M]

@@ -7,7 +7,7 @@ PACKAGE = project_root() / "condense"
 
 # A module may import from those above it, and from its own row; folders stand for all their files.
 ORDER = """
-paths parallel params
+paths parallel params metrics
 cameras
 captures
 synthetic
@@ -21,8 +21,8 @@ backbone3d
 teacher
 losses
 links
+joint
 pretrain
-metrics
 tasks
 figures
 report run notebooks

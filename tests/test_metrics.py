@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from condense.metrics import consistency_margin, hits, interval, mean_iou, paired_difference, recall_at_k
+from condense.metrics import (
+    consistency_margin,
+    hits,
+    interval,
+    mean_iou,
+    median_interval,
+    paired_difference,
+    recall_at_k,
+)
 
 
 def test_hits():
@@ -64,6 +72,13 @@ class TestInterval:
             result = interval(table)
             covered += abs(result["mean"]) <= result["ci95"]
         assert covered >= 54
+
+
+def test_median_interval():
+    values = [1.0, 2.0, 3.0, 4.0, 100.0]
+    result = median_interval(values)
+    assert result["mean"] == 3 and result["n"] == 5 and result["ci95"] > 0
+    assert median_interval([2.0]) == {"mean": 2.0, "ci95": None, "n": 1}
 
 
 def test_paired_difference_sees_what_the_intervals_hide():
