@@ -24,7 +24,7 @@ class Fitted:
 
     Args:
         name: of the capture.
-        kind: "object", "room" or "photographs".
+        kind: see `kind_of`.
         psnr_db: of each held-out view; () where there is none.
         seconds: that the fit took, one process.
         voxels: of the field.
@@ -62,8 +62,8 @@ def fit_captures(
 
 
 def kind_of(capture: Capture) -> str:
-    """ "object" or "room" of the built-in captures, else "photographs"."""
-    return str(capture.meta.get("kind", "photographs"))
+    """ "object" or "room" of the built-in captures; of others "cutouts" where they have masks, else "photographs"."""
+    return str(capture.meta.get("kind", "cutouts" if capture.frames[0].mask else "photographs"))
 
 
 def fit_capture(capture: Capture, path: Path, params: FieldsParams, seed: int) -> Fitted:

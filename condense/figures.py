@@ -32,16 +32,46 @@ def as_float(image: np.ndarray) -> np.ndarray:
 
 
 def contact_sheet(rows: dict[str, Sequence[np.ndarray]], side: float = 0.8) -> Figure:
-    """Many small images at a glance: {title: images [H, W, 3] of one size}, a row a title; `side` inches each."""
+    """Many small images at a glance: {title: images [H, W, 3]}, a row a title; `side` inches each."""
     columns = max(len(images) for images in rows.values())
-    figure, axes = plt.subplots(len(rows), 1, figsize=(side * columns + 1, side * len(rows)), squeeze=False)
-    figure.subplots_adjust(left=1 / (side * columns + 1), right=1, bottom=0, top=1, hspace=0.02)
+    margin = 0.085 * max(len(title) for title in rows) + 0.1  # inches, for the titles
+    width = side * columns + margin
+    figure, axes = plt.subplots(len(rows), 1, figsize=(width, side * len(rows)), squeeze=False)
+    figure.subplots_adjust(left=margin / width, right=1, bottom=0, top=1, hspace=0.02)
     for axis, (title, images) in zip(axes.flat, rows.items(), strict=True):
-        strip = np.concatenate([as_float(image) for image in images], axis=1)
+        strip = np.concatenate([as_float(image) for image in equal_sides(images)], axis=1)
         axis.imshow(strip, interpolation="nearest")
-        axis.set_xlim(0, strip.shape[1] / len(images) * columns)
+        axis.set_xlim(0, strip.shape[0] * columns)
         axis.text(-4, strip.shape[0] / 2, title, ha="right", va="center", fontsize=9)
         axis.axis("off")
+    return figure
+
+
+def equal_sides(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The images padded with their own white to the longest side of all."""
+    side = max(max(image.shape[:2]) for image in images)
+    return [squared(image, side) for image in images]
+
+
+def squared(image: np.ndarray, side: int = 0) -> np.ndarray:
+    """The image centred on a white square of `side` pixels (its longer side if 0)."""
+    h, w = image.shape[:2]
+    side = side or max(h, w)
+    white = np.full((side, side, 3), 255 if image.dtype == np.uint8 else 1.0, image.dtype)
+    top, left = (side - h) // 2, (side - w) // 2
+    white[top : top + h, left : left + w] = image
+    return white
+
+
+def histograms(groups: dict[str, Sequence[float]], label: str) -> Figure:
+    """How values spread, one histogram a group, with the median drawn in."""
+    figure, axes = plt.subplots(1, len(groups), figsize=(4 * len(groups), 2.6), squeeze=False, layout="constrained")
+    for axis, (name, values) in zip(axes.flat, sorted(groups.items()), strict=True):
+        axis.hist(values, bins=min(30, max(5, len(values) // 4)), color="C0", alpha=0.8)
+        axis.axvline(float(np.median(values)), color="C3", label=f"median {np.median(values):.1f}")
+        axis.set(title=f"{name} ({len(values)})", xlabel=label)
+        axis.legend(frameon=False, fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -46,6 +46,7 @@ class FieldsByKind:
     object: FieldsParams = field(default_factory=FieldsParams)
     room: FieldsParams = field(default_factory=FieldsParams)
     photographs: FieldsParams = field(default_factory=FieldsParams)
+    cutouts: FieldsParams = field(default_factory=FieldsParams)  # other captures that have masks
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,6 @@ class PretrainParams:
     seeds: int = 3
     steps: int = 300
     warmup: int = 20  # steps over which the learning rates rise; then they fall along a cosine
-    resolution: int = 32  # voxels along the longest side of a scene
     captures: int = 12  # a step
     views: int = 3  # of each capture that the 3D network is rendered into
     student_views: int = 1  # of those, seen by the student

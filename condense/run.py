@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -93,38 +92,43 @@ class Run:
             write_atomically(path, partial(figure.savefig, dpi=150, bbox_inches="tight", metadata=metadata))
 
 
+PACKAGE = Path(__file__).parent
+
+
 def source_files(module: str) -> list[Path]:
-    """The source files of a module of this package and of all that it imports from the package."""
+    """The source files of a module of this package and of all that it imports from the package; none is run."""
     found: dict[str, Path] = {}
     pending = [module]
     while pending:
         name = pending.pop()
-        spec = importlib.util.find_spec(name) if name.split(".")[0] == "condense" else None
-        if name in found or spec is None or spec.origin is None:
-            continue
-        found[name] = Path(spec.origin)
-        for imported in imports_of(found[name].read_text()):
-            pending.append(imported)
+        path = _source(name)
+        if name not in found and path is not None:
+            found[name] = path
+            pending += imports_of(path.read_text())
     return sorted(found.values())
 
 
 def imports_of(source: str) -> list[str]:
-    """The modules of this package that Python source imports anywhere in it, `from a import b` read both ways."""
+    """The modules of this package that Python source imports anywhere in it."""
     names = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.append(node.module)
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-    return [name for name in names if name.split(".")[0] == "condense" and _is_module(name)]
+            names += [f"{node.module}.{alias.name}" for alias in node.names]  # a module, or a function in one
+    return [name for name in names if _source(name) is not None]
 
 
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # the parent is a module, not a package: `name` is one of its functions
-        return False
+def _source(module: str) -> Path | None:
+    """The file of a module of this package, `__init__.py` of a folder; None for anything else."""
+    first, *rest = module.split(".")
+    path = PACKAGE.joinpath(*rest)
+    if first != PACKAGE.name:
+        return None
+    if path.is_dir():
+        return path / "__init__.py"
+    return path.with_suffix(".py") if path.with_suffix(".py").is_file() else None
 
 
 def digest(paths: Iterable[Path], text: str = "") -> str:

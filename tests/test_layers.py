@@ -15,7 +15,10 @@ grid
 voxels
 raymarch
 rayoperator
-fields
+field
+fieldrays
+fieldfit
+fieldset
 backbone2d spconv_cpu
 backbone3d
 teacher
