@@ -56,8 +56,8 @@ def object_captions(dice: Dice, thing: Thing) -> tuple[list[str], list[str]]:
         f"a {main.colour} {kind}",
         f"a {adjective} {kind} with {coloured(thing, first)}",
         f"a {main.words} {kind} with {coloured(thing, a)}",
-        f"{adjective} {kind}, {coloured(thing, first)}, {coloured(thing, a)} and {coloured(thing, b)}",
-        f"a {kind} with {bare(thing, a)} and {coloured(thing, b)}",
+        f"{adjective} {kind}: {listed([coloured(thing, part) for part in dict.fromkeys((first, a, b))])}",
+        f"a {kind} with {bare(thing, a)} and {coloured(thing, b if b != a else first)}",
         f"a picture of a {adjective} {main.colour} {kind} that has {bare(thing, c)}",
     ]
     other = OTHER_WORDS[kind]
