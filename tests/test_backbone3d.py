@@ -10,6 +10,8 @@ from condense.backbone3d import SparseUNet, recalibrate_batch_norm
 from condense.parallel import set_threads
 from condense.spconv_cpu import algorithm, load_spconv
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_cuda.py tests spconv's CUDA build")
+
 SHAPE, SCENES = (8, 8, 8), 2
 TOLERANCES = TOLERANCE[torch.float32]
 

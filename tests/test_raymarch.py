@@ -91,6 +91,7 @@ class TestSampleRays:
         with pytest.raises(ValueError, match="not \\[R, 3\\]"):
             sample_rays(torch.zeros(3), torch.ones(3), UNIT, torch.ones(8, 8, 8, dtype=torch.bool))
 
+    @pytest.mark.cuda
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="nerfacc's traversal needs a CUDA device")
     def test_nerfacc_takes_the_same_samples(self, generator):
         occupied = torch.rand(8, 8, 8, generator=generator) < 0.2
@@ -178,6 +179,7 @@ class TestRenderWeights:
         gradients = [torch.autograd.grad((w * cotangent).sum(), density)[0] for w in (ours, theirs)]
         torch.testing.assert_close(*gradients, **TOLERANCE[torch.float64])
 
+    @pytest.mark.cuda
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="nerfacc's packed weights need a CUDA device")
     def test_matches_nerfacc_packed(self, generator):
         samples = packed([3, 0, 5, 1], generator, torch.float32)

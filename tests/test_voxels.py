@@ -20,9 +20,7 @@ def make_scene(generator, shape=(5, 6, 7), voxels=40):
     cells = torch.randperm(shape[0] * shape[1] * shape[2], generator=generator)[:voxels]
     coords = torch.stack(torch.unravel_index(cells, shape), dim=1).int()
     density = 10 * torch.rand(voxels, generator=generator)
-    return VoxelScene(
-        coords, density, torch.rand(voxels, 3, generator=generator), Grid((-1.0, 0.0, 2.0), 0.5, shape)
-    )
+    return VoxelScene(coords, density, torch.rand(voxels, 3, generator=generator), Grid((-1.0, 0.0, 2.0), 0.5, shape))
 
 
 def test_wrong_shapes_and_places_are_refused(generator):
