@@ -1,8 +1,8 @@
 """Speed against the plain way, side by side in one run: `make bench` writes `reports/benchmarks.json`.
 
-Everything runs on one thread, as the pipeline's processes do. Each line is
- {"ours_s", "other_s", "ratio": other_s / ours_s, "what"}; times are medians
-after warm-up. Needs no data: scenes are hollow boxes of about the size of a built-in object.
+Everything runs on one thread, as the pipeline's processes do. Each line is {"ours_s", "other_s",
+"ratio": other_s / ours_s, "what"}; times are medians after warm-up. Needs no data: scenes are hollow boxes of
+about the size of a built-in object. Benchmarks that need the pipeline's data are added to `main`.
 """
 
 from __future__ import annotations
