@@ -87,23 +87,6 @@ def median_interval(values: ArrayLike, seed: int = 0) -> dict[str, float | int |
     return {"mean": float(np.median(array)), "ci95": half, "n": len(array)}
 
 
-def median_interval(values: ArrayLike, seed: int = 0) -> dict[str, float | int | None]:
-    """The median over captures, with half the span of the 95% of its bootstrap; as `interval`, for one seed.
-
-    Args:
-        values: [captures], finite.
-        seed: of the bootstrap's own generator.
-    """
-    flat = np.asarray(values, dtype=float).ravel()
-    drawn = np.random.default_rng(seed).integers(len(flat), size=(DRAWS, len(flat)))
-    span = np.diff(np.percentile(np.median(flat[drawn], axis=1), [2.5, 97.5]))[0]
-    return {
-        "mean": float(np.median(flat)),
-        "ci95": float(span / 2) if len(flat) > 1 else None,
-        "n": len(flat),
-    }
-
-
 def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0) -> dict[str, float | int | None]:
     """`interval` of a - b, both [seeds, captures] on the same seeds and captures, with a two-sided "p".
 

@@ -1,12 +1,17 @@
 import numpy as np
 import pytest
 import torch
+from toys import tiny_teacher, toy_links
 
+from condense.backbone2d import save_backbone
 from condense.grid import Grid
+from condense.links import save_links
+from condense.pretrain import scratch_seed
 from condense.tasks.classification import (
     Labelled,
     classify,
     colour_histogram,
+    describe,
     few_shot,
     linear_probe,
     pool,
@@ -85,3 +90,14 @@ def test_descriptors_by_hand():
     other = VoxelScene(turned, torch.ones(3), colour, Grid((0, 0, 0), 1.0, shape))
     assert np.array_equal(shape_histogram(scene), shape_histogram(other))
     assert pool(torch.tensor([[0.0, 2.0], [4.0, 0.0]])).tolist() == [2, 1, 4, 2]
+
+
+def test_describe_reads_scenes_alone(tmp_path):
+    teacher = tmp_path / "teacher.safetensors"
+    save_backbone(tiny_teacher(), teacher)
+    paths = [tmp_path / f"{seed}.safetensors" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        save_links(toy_links(seed, views=3, test=1), path)
+    vectors = describe(scratch_seed(tmp_path / "scratch", paths[:2], teacher, seed=0), paths)
+    assert vectors.shape == (3, 32) and np.isfinite(vectors).all()
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3

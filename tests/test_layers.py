@@ -18,7 +18,7 @@ rayoperator
 field
 fieldrays
 fieldfit
-fieldset
+fieldset pooling
 backbone2d spconv_cpu
 backbone3d
 teacher

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from condense.joint import load_model, voxel_features
+from condense.links import load_links
 from condense.metrics import hits, interval
 from condense.voxels import VoxelScene
 
@@ -56,6 +59,12 @@ class Labelled:
 def pool(features: Tensor) -> NDArray[np.float32]:
     """One vector [2 D] for a capture: mean and maximum over its voxels' features [N, D]."""
     return torch.cat([features.mean(0), features.amax(0)]).float().cpu().numpy()
+
+
+def describe(folder: Path, paths: Sequence[Path]) -> NDArray[np.float32]:
+    """[C, 2 D] pooled 3D features of linked captures by the model in `folder`. One job of `parallel_map`."""
+    scenes = [load_links(path, ()).scene for path in paths]
+    return np.stack([pool(features) for features in voxel_features(load_model(folder).net3d, scenes)])
 
 
 def colour_histogram(scene: VoxelScene, bins: int = 4) -> NDArray[np.float32]:

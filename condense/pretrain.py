@@ -1,0 +1,182 @@
+"""Joint pre-training: the loop, its checkpoints, and the signs of health it logs.
+
+What a step draws depends on (seed, step) alone: a resumed run goes on with the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from condense.backbone2d import load_backbone
+from condense.joint import Model, draw_batch, losses, new_model, recalibrate, save_model, total_loss
+from condense.links import Links, load_links
+from condense.losses import effective_rank
+from condense.params import PretrainParams
+from condense.paths import write_atomically
+
+COLLAPSED = 0.25  # a warning is logged when a rank falls below this share of the targets' rank
+log = logging.getLogger(__name__)
+
+
+def monitor(matched: dict[str, Tensor]) -> dict[str, float]:
+    """Signs of health: effective ranks, and how well student and rendered cells of one place agree.
+
+    `agreement` is the cosine of matched cells minus that of all pairs; `match` the share of student cells
+    whose nearest rendered cell is their own. Collapsed features have rank and agreement near 0.
+    """
+    ranks = {f"rank_{name}": effective_rank(values) for name, values in matched.items()}
+    if len(matched["student"]) == 0:
+        return ranks
+    cosine = nn.functional.normalize(matched["student"]) @ nn.functional.normalize(matched["rendered"]).T
+    own = cosine.diagonal()
+    match = (cosine.argmax(1) == torch.arange(len(cosine), device=cosine.device)).float().mean()
+    return {**ranks, "agreement": float(own.mean() - cosine.mean()), "match": float(match)}
+
+
+def warmup_cosine(step: int, steps: int, warmup: int) -> float:
+    """Factor of the learning rate: a linear rise over `warmup` steps, then half a cosine down to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def make_optimizer(model: Model, params: PretrainParams) -> torch.optim.AdamW:
+    """AdamW with a learning rate for each network; batch norms of a pre-trained student are not trained."""
+    groups = [
+        {"params": list(model.student.parameters()), "lr": params.student_lr},
+        {"params": list(model.net3d.parameters()), "lr": params.net3d_lr},
+    ]
+    for group in groups:
+        group["base"] = group["lr"]
+    return torch.optim.AdamW(groups, weight_decay=params.weight_decay, foreach=True)
+
+
+def train_step(
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    captures: Sequence[Links],
+    params: PretrainParams,
+    seed: int,
+    step: int,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """One step of gradient descent in place; returns what `losses` returns."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base"] * warmup_cosine(step, params.steps, params.warmup)
+    batch = draw_batch(captures, params, seed, step)
+    generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, step, 1]).integers(2**62)))
+    terms, matched = losses(model, batch, params, generator)
+    optimizer.zero_grad(set_to_none=True)
+    total_loss(terms, params).backward()
+    nn.utils.clip_grad_norm_(model.student.parameters(), params.clip)
+    nn.utils.clip_grad_norm_(model.net3d.parameters(), params.clip)
+    optimizer.step()
+    return {name: term.detach() for name, term in terms.items()}, matched
+
+
+def pretrain_seed(
+    folder: Path, links: Sequence[Path], teacher: Path, params: PretrainParams, seed: int, stop: int | None = None
+) -> Path:
+    """Trains one seed; picks up its newest checkpoint. One job of `parallel_map`.
+
+    Args:
+        folder: of this seed. Gets `student.safetensors`, `net3d.safetensors` (each with a .json),
+            `history.json` and, meanwhile, checkpoints.
+        links: files of the captures to train on; only their training views are read.
+        teacher: the frozen network's .safetensors.
+        params: the settings.
+        seed: of the 3D network's initial weights and of all draws.
+        stop: end after so many steps, leaving a checkpoint (for tests); None trains to the end.
+
+    Returns:
+        `folder`.
+    """
+    if (folder / "history.json").is_file():
+        return folder
+    captures = [load_links(path) for path in links]
+    model = new_model(load_backbone(teacher), seed)
+    optimizer = make_optimizer(model, params)
+    step, history = load_checkpoint(folder, model, optimizer)
+    while step < params.steps and step != stop:
+        model.train()
+        terms, matched = train_step(model, optimizer, captures, params, seed, step)
+        step += 1
+        if step % params.log_every == 0 or step == params.steps:
+            row = {"step": step, **{name: float(term) for name, term in terms.items()}, **monitor(matched)}
+            history.append(row)
+            _warn_of_collapse(row, seed)
+        if step % params.checkpoint_every == 0 or step == stop:
+            save_checkpoint(folder, model, optimizer, step, history)
+    if step == params.steps:
+        recalibrate(model.net3d, [capture.scene for capture in captures], params.captures)
+        save_model(folder, model)
+        write_atomically(folder / "history.json", lambda path: path.write_text(json.dumps(history, indent=1)))
+        for path in folder.glob("step_*"):
+            path.unlink()
+    return folder
+
+
+def scratch_seed(folder: Path, links: Sequence[Path], teacher: Path, seed: int, size: int = 12) -> Path:
+    """The model before training in the same form: the lower reference of every probe.
+
+    Args:
+        folder: gets the two networks.
+        links: files of the captures whose scenes set the batch-norm statistics, as after training.
+        teacher: the frozen network's .safetensors.
+        seed: of the 3D network's initial weights, the same as `pretrain_seed`'s.
+        size: scenes in a batch.
+    """
+    model = new_model(load_backbone(teacher), seed)
+    recalibrate(model.net3d, [load_links(path, ()).scene for path in links], size)
+    save_model(folder, model)
+    return folder
+
+
+def _warn_of_collapse(row: dict[str, float], seed: int) -> None:
+    for name in ("student", "rendered"):
+        if row[f"rank_{name}"] < COLLAPSED * row["rank_target"]:
+            rank = row[f"rank_{name}"]
+            log.warning("seed %d, step %d: %s features collapse (rank %.1f)", seed, row["step"], name, rank)
+
+
+def save_checkpoint(
+    folder: Path, model: Model, optimizer: torch.optim.Optimizer, step: int, history: list[dict[str, float]]
+) -> None:
+    """Writes weights and optimiser state after `step` steps; the sidecar comes last and completes it."""
+    path = folder / f"step_{step:06d}.safetensors"
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary))
+    sidecar = json.dumps({"step": step, "history": history})
+    write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(sidecar))
+    for old in folder.glob("step_*"):
+        if old.stem < path.stem:
+            old.unlink()
+
+
+def load_checkpoint(folder: Path, model: Model, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict[str, float]]]:
+    """Restores the newest complete checkpoint in place; (0, []) where there is none."""
+    sidecars = sorted(folder.glob("step_*.json"))
+    if not sidecars:
+        return 0, []
+    tensors = load_file(sidecars[-1].with_suffix(".safetensors"))
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        kind, _, rest = key.partition(".")
+        if kind == "optimizer":
+            number, name = rest.split(".")
+            state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    sidecar = json.loads(sidecars[-1].read_text())
+    return sidecar["step"], sidecar["history"]

@@ -1,0 +1,205 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from toys import tiny_teacher, toy_links
+
+from condense.backbone2d import save_backbone
+from condense.joint import (
+    draw_batch,
+    draw_recolour,
+    load_model,
+    losses,
+    new_model,
+    recoloured,
+    save_model,
+    student_cells,
+    total_loss,
+    voxel_features,
+)
+from condense.links import load_links, save_links
+from condense.params import PretrainParams
+from condense.pretrain import monitor, pretrain_seed, warmup_cosine
+
+PARAMS = PretrainParams(
+    steps=6, warmup=2, captures=3, views=2, cells=64, log_every=2, checkpoint_every=3, net3d_lr=1e-2
+)
+
+
+@pytest.fixture(scope="module")
+def captures():
+    """Three squares, and one of another size without masks, as a mixed set of photographs would be."""
+    every = [*(toy_links(seed) for seed in range(3)), toy_links(3, masks=False, width=48, height=32)]
+    return [dataclasses.replace(links, views=links.views[:4]) for links in every]  # training views
+
+
+@pytest.fixture(scope="module")
+def files(captures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("links")
+    teacher = folder / "teacher.safetensors"
+    save_backbone(tiny_teacher(), teacher)
+    paths = [folder / f"{links.name}.safetensors" for links in captures]
+    for links, path in zip(captures, paths, strict=True):
+        save_links(links, path)
+    return teacher, paths
+
+
+def step_losses(captures, params, seed=0, step=0, model=None):
+    model = (model or new_model(tiny_teacher(), seed)).train()
+    batch = draw_batch(captures, params, seed, step)
+    terms, matched = losses(model, batch, params, torch.Generator().manual_seed(step))
+    return model, terms, matched
+
+
+class TestBatch:
+    def test_rows_name_the_cells_the_student_sees(self, captures):
+        batch = draw_batch(captures, PARAMS, 0, 0)
+        assert batch.operator.shape[1] == len(batch.voxels.coords) == len(batch.lifted) == len(batch.visible)
+        assert len(batch.student_rows) == len(batch.teacher)
+        assert len(batch.images) == 3 * PARAMS.student_views
+        # the lifted targets rendered there are like the view's own features: the rows are the right ones
+        rows = batch.operator.render(batch.lifted)[batch.student_rows]
+        solid = batch.operator.opacity[batch.student_rows] > 0.9
+        cosine = torch.nn.functional.normalize(rows[solid]) @ torch.nn.functional.normalize(batch.teacher[solid]).T
+        assert cosine.diagonal().mean() > cosine.mean() + 0.2
+
+    def test_depends_on_seed_and_step_alone(self, captures):
+        a, b, other = (draw_batch(captures, PARAMS, 5, step) for step in (3, 3, 4))
+        assert torch.equal(a.voxels.colour, b.voxels.colour) and torch.equal(a.teacher, b.teacher)
+        assert not (a.teacher.shape == other.teacher.shape and torch.equal(a.teacher, other.teacher))
+
+    def test_fewer_captures_than_the_batch(self, captures):
+        batch = draw_batch(captures[:1], dataclasses.replace(PARAMS, captures=12, views=99), 0, 0)
+        assert len(batch.voxels.sizes) == 1
+        assert batch.operator.shape[0] == 4 * 64
+
+
+class TestColour:
+    def test_none_at_strength_0_and_mid_grey_is_fixed_by_the_hue(self):
+        colour = torch.rand(5, 3, generator=torch.Generator().manual_seed(0))
+        same = recoloured(colour, draw_recolour(np.random.default_rng(0), 0.0))
+        torch.testing.assert_close(same, colour, rtol=1e-5, atol=1e-6)
+
+    def test_same_map_for_images_and_voxels(self):
+        change = draw_recolour(np.random.default_rng(1), 1.0)
+        image = torch.randint(0, 256, (4, 4, 3), dtype=torch.uint8)
+
+        def keep(images):  # a network that hands its input on
+            return images
+
+        cells = student_cells(keep, [image], [change])
+        torch.testing.assert_close(cells, recoloured(image.reshape(-1, 3) / 255, change), rtol=1e-5, atol=1e-5)
+
+
+def test_images_of_several_sizes_keep_their_order():
+    teacher = tiny_teacher().eval()
+    images = [torch.randint(0, 256, (size, 16, 3), dtype=torch.uint8) for size in (16, 24, 16)]
+    with torch.no_grad():
+        together = student_cells(teacher, images)
+        alone = torch.cat([student_cells(teacher, [image]) for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+class TestLosses:
+    @staticmethod
+    def reached(loss, network):
+        gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True, retain_graph=True)
+        return any(g is not None and g.abs().max() > 0 for g in gradients)
+
+    @pytest.mark.parametrize("detach", [False, True])
+    def test_agreement_trains_both_networks_unless_detached(self, captures, detach):
+        model, terms, _ = step_losses(captures, dataclasses.replace(PARAMS, detach_render=detach))
+        assert self.reached(terms["agree"], model.student)
+        assert self.reached(terms["agree"], model.net3d) is not detach
+
+    def test_each_target_trains_its_own_side(self, captures):
+        model, terms, _ = step_losses(captures, PARAMS)
+        for name, network, other in (
+            ("cells", model.net3d, model.student),
+            ("voxels", model.net3d, model.student),
+            ("prior", model.student, model.net3d),
+        ):
+            assert self.reached(terms[name], network) and not self.reached(terms[name], other), name
+
+    def test_total_is_the_weighted_sum(self):
+        params = dataclasses.replace(PARAMS, cells_weight=2.0, voxels_weight=0.0, agree_weight=0.5, prior_weight=3.0)
+        terms = {
+            name: torch.tensor(value)
+            for name, value in zip(("cells", "voxels", "agree", "prior"), (1, 2, 4, 8), strict=True)
+        }
+        assert total_loss(terms, params).item() == 2 + 0 + 2 + 24
+
+
+class TestMonitor:
+    def test_collapse_shows(self, generator):
+        alive = torch.randn(64, 8, generator=generator)
+        constant = torch.ones(64, 8) + 1e-6 * alive
+        good = monitor({"student": alive, "rendered": alive, "target": alive})
+        bad = monitor({"student": constant, "rendered": constant, "target": alive})
+        assert good["match"] == 1 and good["agreement"] > 0.9 and good["rank_student"] > 7
+        assert bad["agreement"] == pytest.approx(0, abs=1e-4) and bad["match"] < 0.2
+
+    def test_warns(self, files, tmp_path, caplog, monkeypatch):
+        monkeypatch.setattr("condense.pretrain.COLLAPSED", 2.0)  # no rank is twice the targets'
+        teacher, paths = files
+        pretrain_seed(tmp_path, paths, teacher, PARAMS, seed=0, stop=2)
+        assert "collapse" in caplog.text
+
+
+def test_learning_rate():
+    assert warmup_cosine(0, 100, 4) == 0.25
+    assert warmup_cosine(3, 100, 4) == 1
+    assert warmup_cosine(52, 100, 4) == pytest.approx(0.5)
+    assert warmup_cosine(99, 100, 4) < 0.001
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_interrupted_run_ends_with_the_same_bytes(files, tmp_path):
+    teacher, paths = files
+    straight = pretrain_seed(tmp_path / "straight", paths, teacher, PARAMS, seed=1)
+    broken = pretrain_seed(tmp_path / "broken", paths, teacher, PARAMS, seed=1, stop=4)
+    assert sorted(path.name for path in broken.iterdir()) == ["step_000004.json", "step_000004.safetensors"]
+    pretrain_seed(broken, paths, teacher, PARAMS, seed=1)
+    assert contents(straight) == contents(broken)
+    before = contents(broken)
+    pretrain_seed(broken, paths, teacher, PARAMS, seed=1)  # finished: nothing happens
+    assert contents(broken) == before
+    history = json.loads((straight / "history.json").read_text())
+    assert [row["step"] for row in history] == [2, 4, 6]
+    assert all(math.isfinite(value) for row in history for value in row.values())
+
+
+def test_training_brings_the_networks_together(files, captures, tmp_path):
+    teacher, paths = files
+    params = dataclasses.replace(PARAMS, steps=40, log_every=40)
+    model = load_model(pretrain_seed(tmp_path, paths, teacher, params, seed=0))
+    assert not model.training
+    training = [load_links(path) for path in paths]
+    _, before, matched_before = step_losses(training, params)
+    _, after, matched_after = step_losses(training, params, model=model)
+    for name in ("cells", "voxels", "agree"):
+        assert after[name] < 0.9 * before[name], name
+    assert monitor(matched_after)["agreement"] > monitor(matched_before)["agreement"] + 0.05
+
+
+def test_model_round_trip(tmp_path, captures):
+    model = new_model(tiny_teacher(), 0).eval()
+    save_model(tmp_path, model)
+    again = load_model(tmp_path)
+    scenes = [links.scene for links in captures]
+    for a, b in zip(voxel_features(model.net3d, scenes), voxel_features(again.net3d, scenes), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_features_of_a_scene_do_not_depend_on_its_batch(captures):
+    net3d = new_model(tiny_teacher(), 0).net3d
+    scenes = [links.scene for links in captures]
+    together, alone = voxel_features(net3d, scenes), [voxel_features(net3d, [scene])[0] for scene in scenes]
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
