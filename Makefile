@@ -49,7 +49,7 @@ test: lint data
 	condense run --profile smoke
 
 bench: data
-	python -m condense.benchmarks
+	python -m condense.pipebench
 
 lab: data
 	jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.news_url=None notebooks

@@ -1,8 +1,8 @@
-"""Speed against the plain way, side by side in one run: `make bench` writes `reports/benchmarks.json`.
+"""Speed against the plain way, side by side in one run.
 
 Everything runs on one thread, as the pipeline's processes do. Each line is {"ours_s", "other_s",
 "ratio": other_s / ours_s, "what"}; times are medians after warm-up. Needs no data: scenes are hollow boxes of
-about the size of a built-in object. Benchmarks that need the pipeline's data are added to `main`.
+about the size of a built-in object. `pipebench` runs these and those that need the pipeline's data.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from torch.nn import functional
 from condense.backbone3d import SparseUNet
 from condense.cameras import Cameras, look_at
 from condense.grid import Grid
-from condense.parallel import set_threads
-from condense.paths import project_root, write_atomically
+from condense.paths import write_atomically
 from condense.raymarch import Samples, accumulate, render_weights, sample_rays, trilinear
 from condense.rayoperator import RayOperator, build_operator
 from condense.voxels import VoxelBatch, VoxelScene, batch_scenes, index_volume, input_features
@@ -249,16 +248,3 @@ def write_table(lines: dict[str, Line], path: Path, about: dict[str, Any] | None
     for name, entry in lines.items():
         other = f"{entry['other_s']:10.4f} s {entry['ratio']:8.2f}x" if "other_s" in entry else " " * 22
         print(f"{name:28} {entry['ours_s']:10.4f} s {other}  {entry['what']}")
-
-
-def main() -> None:
-    """Runs every benchmark."""
-    set_threads(1)
-    lines: dict[str, Line] = {}
-    for benchmark in (ray_marching, sparse_unet):
-        lines.update(benchmark())
-    write_table(lines, project_root() / "reports" / "benchmarks.json")
-
-
-if __name__ == "__main__":
-    main()

@@ -29,7 +29,8 @@ pretrain
 tasks
 figures
 report run notebooks
-benchmarks gpucheck cli
+benchmarks
+pipebench gpucheck cli
 """
 RANK = {name: row for row, names in enumerate(ORDER.split("\n")) for name in names.split()}
 

@@ -1,0 +1,77 @@
+"""Benchmarks that need the pipeline's data: a field, a joint step, a `dvc repro` with nothing to do, memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from condense.backbone2d import load_backbone
+from condense.benchmarks import Line, line, ray_marching, seconds, sparse_unet, write_table
+from condense.captures.reader import read_capture
+from condense.field import psnr_db
+from condense.fieldfit import fit_field
+from condense.joint import new_model
+from condense.links import load_links
+from condense.parallel import set_threads
+from condense.paths import project_root
+from condense.pretrain import make_optimizer, train_step
+from condense.run import Run, open_run
+
+
+def field_fit(run: Run) -> dict[str, Line]:
+    """One built-in object, and how good its field is on held-out views."""
+    capture = read_capture(sorted((run.captures / "objects").glob("*.zip"))[0])
+    train, test = (capture.load(capture.views(split)) for split in ("train", "test"))
+    scores = psnr_db(fit_field(train, run.params.fields.object, 0), test)
+    ours = seconds(lambda: fit_field(train, run.params.fields.object, 0), runs=5, warmup=1)
+    what = f"a field of {capture.name}, {sum(scores) / len(scores):.1f} dB on held-out views, 1 thread"
+    return {"field_fit": line(ours, None, what)}
+
+
+def joint_step(run: Run) -> dict[str, Line]:
+    """A step of joint training on the run's own links."""
+    paths = sorted(run.artifact("links").rglob("*.safetensors"))[:48]
+    captures = [load_links(path) for path in paths]
+    model = new_model(load_backbone(run.artifact("teacher") / "teacher.safetensors"), 0)
+    params, optimizer = run.params.pretrain, make_optimizer(model, run.params.pretrain)
+    ours = seconds(lambda: train_step(model, optimizer, captures, params, 0, 0), runs=9)
+    what = (
+        f"a joint step, {min(params.captures, len(captures))} captures x {params.views} views, both networks, 1 thread"
+    )
+    return {"joint_step": line(ours, None, what)}
+
+
+def noop_repro(root: Path) -> dict[str, Line]:
+    """`dvc repro` when everything is up to date.
+
+    Raises:
+        RuntimeError: there is something to do: run `make repro` first.
+    """
+    command = [sys.executable, "-m", "dvc", "repro"]
+    if subprocess.run([sys.executable, "-m", "dvc", "status", "-q"], cwd=root, check=False).returncode:
+        raise RuntimeError("the pipeline is not up to date: run 'make repro' before 'make bench'")
+    ours = seconds(lambda: subprocess.run(command, cwd=root, check=True, capture_output=True), runs=3, warmup=1)
+    return {"noop_repro": line(ours, None, "dvc repro with nothing to do")}
+
+
+def peak_memory(run: Run) -> dict[str, Line]:
+    """Peak memory and wall time of every stage, as the last run measured them."""
+    costs = {path.stem: json.loads(path.read_text()) for path in sorted(run.artifact("times").glob("*.json"))}
+    return {
+        f"stage_{name}": line(cost["seconds"], None, f"stage {name}, peak memory {cost['peak_gb']:.2f} GB")
+        for name, cost in costs.items()
+    }
+
+
+def main() -> None:
+    """Runs every benchmark and writes `reports/benchmarks.json`."""
+    set_threads(1)
+    run = open_run(project_root())
+    lines = {**ray_marching(), **sparse_unet(), **field_fit(run), **joint_step(run)}
+    write_table({**lines, **noop_repro(run.folder), **peak_memory(run)}, run.folder / "reports" / "benchmarks.json")
+
+
+if __name__ == "__main__":
+    main()
