@@ -69,10 +69,22 @@ def sample_rays(
         raise ValueError(f"origins {tuple(origins.shape)} and directions {tuple(directions.shape)}: not [R, 3]")
     if tuple(occupied.shape) != tuple(grid.shape):
         raise ValueError(f"occupied has shape {tuple(occupied.shape)}, the grid {grid.shape}")
+    return sample_cells(origins, directions, grid, felt_cells(occupied), step, generator)
+
+
+@torch.no_grad()
+def sample_cells(
+    origins: Tensor,
+    directions: Tensor,
+    grid: Grid,
+    felt: Tensor,
+    step: float,
+    generator: torch.Generator | None = None,
+) -> Samples:
+    """As `sample_rays`, with `felt_cells` of the occupied voxels: for many batches of rays through one grid."""
     shift = torch.full_like(origins[:, 0], 0.5)  # of the first midpoint from where the ray enters, in steps
     if generator is not None:
         shift = torch.rand(len(origins), generator=generator, device=generator.device).to(origins)
-    felt = felt_cells(occupied)
     if grid.contracted:
         return _contracted_samples(origins, directions, grid, felt, step, shift)
     start = grid.from_world(origins)  # [R, 3]
@@ -195,15 +207,24 @@ def trilinear(position: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         voxel [S, 8] int64 and weight [S, 8]. A corner that is absent has voxel 0 and weight 0, so the
         weights sum to less than 1 beside empty space (density there is 0; colours are renormalised).
     """
-    _, sy, sz = (size + 4 for size in index.shape)
-    padded = torch.nn.functional.pad(index, (2,) * 6, value=-1).reshape(-1)  # absent beyond every face
+    return trilinear_padded(position, pad_index(index))
+
+
+def pad_index(index: Tensor) -> Tensor:
+    """`index` with a margin of two absent voxels on every side, for `trilinear_padded`."""
+    return torch.nn.functional.pad(index, (2,) * 6, value=-1)
+
+
+def trilinear_padded(position: Tensor, padded: Tensor) -> tuple[Tensor, Tensor]:
+    """As `trilinear`, with the padded index: for many batches of positions in one grid. Keeps its integer type."""
+    _, sy, sz = padded.shape
     base = torch.floor(position - 0.5)  # [S, 3]
     fraction = position - 0.5 - base
-    last = torch.tensor(index.shape, device=position.device)
-    x, y, z = (torch.minimum(base.long().clamp_min(-2), last) + 2).unbind(1)
+    last = torch.tensor(padded.shape, device=position.device) - 4
+    x, y, z = (torch.minimum(base.int().clamp_min(-2), last) + 2).unbind(1)
     corner = [(i * sy + j) * sz + k for i in (0, 1) for j in (0, 1) for k in (0, 1)]
-    corner_index = ((x * sy + y) * sz + z)[:, None] + torch.tensor(corner, device=position.device)
-    voxel = padded[corner_index]  # [S, 8]
+    corner_index = ((x * sy + y) * sz + z)[:, None] + torch.tensor(corner, dtype=torch.int32, device=position.device)
+    voxel = padded.reshape(-1).index_select(0, corner_index.reshape(-1)).view(-1, 8)
     u, v, w = torch.stack([1 - fraction, fraction], dim=1).unbind(2)  # [S, 2] each
     weight = (u[:, :, None, None] * v[:, None, :, None] * w[:, None, None, :]).reshape(-1, 8)
     return voxel.clamp_min(0), weight * (voxel >= 0)

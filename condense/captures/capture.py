@@ -68,6 +68,8 @@ class Views:
         masks: float32 [H, W] in [0, 1] each, 1 = object; None if the capture has none.
         labels: uint8 [H, W, 3] each; None if the capture has none.
         cameras: of these images.
+        blended: whether the background's colour is mixed into the images where 0 < mask < 1 (photographs with
+            masks), or not (images with an alpha channel).
     """
 
     names: tuple[str, ...]
@@ -75,6 +77,7 @@ class Views:
     masks: list[np.ndarray] | None
     labels: list[np.ndarray] | None
     cameras: Cameras
+    blended: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ class Capture:
             masks=masks or None,
             labels=labels or None,
             cameras=cameras.resized(torch.tensor(sizes).reshape(-1, 2)),
+            blended=any(self.frames[i].mask not in (None, self.frames[i].image) for i in chosen),
         )
 
     def _load(self, view: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
