@@ -28,7 +28,7 @@ joint
 pretrain
 tasks
 figures
-report run notebooks
+report run notebooks study
 benchmarks
 pipebench gpucheck cli
 """
