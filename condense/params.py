@@ -68,7 +68,7 @@ class TeacherParams:
     rooms: float = 0.2  # ... this share of them rooms
     steps: int = 1800
     batch: int = 8  # scenes a step, two views of each
-    lr: float = 2e-3  # highest, of AdamW
+    lr: float = 2e-3  # highest; of Muon for the attention blocks, of AdamW for the rest
     weight_decay: float = 0.05
     average: float = 0.99  # of the weights, a step
     match_weight: float = 0.1  # of the cross-view term; 0 leaves it out

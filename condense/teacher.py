@@ -107,7 +107,10 @@ def make_teacher(
 
 
 class TeacherRun:
-    """The state of a training run: network and label heads, their running average, optimiser, step, log."""
+    """The state of a training run: network and label heads, their running average, optimisers, step, log.
+
+    The attention blocks' matrices are trained by Muon (Jordan et al. 2024), the rest by AdamW.
+    """
 
     def __init__(self, params: TeacherParams, seed: int) -> None:
         self.params, self.seed, self.step = params, seed, 0
