@@ -102,9 +102,9 @@ def recoloured(colour: Tensor, recolour: Tensor) -> Tensor:
 
 
 def draw_batch(captures: Sequence[Links], params: PretrainParams, seed: int, step: int) -> Batch:
-    """The batch of a step. Fewer captures than `params.captures` are all taken; views likewise."""
+    """The batch of a step: captures in random order, while they fit; fewer than wanted are all taken."""
     rng = np.random.default_rng([seed, step])
-    chosen = [captures[i] for i in rng.permutation(len(captures))[: params.captures]]
+    chosen = _that_fit([captures[i] for i in rng.permutation(len(captures))], params.captures, params.voxels)
     operators, images, rows, teacher, colours, visible = [], [], [], [], [], []
     first = 0
     for links in chosen:
@@ -132,6 +132,18 @@ def draw_batch(captures: Sequence[Links], params: PretrainParams, seed: int, ste
         lifted=torch.cat([links.lifted for links in chosen]),
         seen=torch.cat([links.seen for links in chosen]),
     )
+
+
+def _that_fit(captures: Sequence[Links], most: int, voxels: int) -> list[Links]:
+    """The first `most` captures that have `voxels` together; the very first in any case."""
+    chosen: list[Links] = []
+    for links in captures:
+        voxels -= len(links.scene)
+        if len(chosen) < most and (voxels >= 0 or not chosen):
+            chosen.append(links)
+        else:
+            voxels += len(links.scene)
+    return chosen
 
 
 def student_cells(student: nn.Module, images: Sequence[Tensor], recolour: Sequence[Tensor] | None = None) -> Tensor:

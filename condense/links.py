@@ -40,8 +40,8 @@ class LinkedView:
         split: "train" or "test".
         camera: its row of the capture's cameras, for the image at this size.
         image: [H, W, 3] uint8 RGB.
+        mask: [H, W] uint8, 255 = object; 255 everywhere where the image has no mask.
         cells: (h, w) of the feature map.
-        foreground: [h w] bool, cells at least half covered by the image's own mask; all, where it has none.
         teacher: [h w, D] float16, the frozen network's standardised features.
         operator: [h w, N], renders voxel values into cells.
     """
@@ -50,10 +50,15 @@ class LinkedView:
     split: str
     camera: Cameras
     image: Tensor
+    mask: Tensor
     cells: tuple[int, int]
-    foreground: Tensor
     teacher: Tensor
     operator: RayOperator
+
+    @property
+    def foreground(self) -> Tensor:
+        """[h w] bool, cells at least half covered by the image's own mask."""
+        return adaptive_avg_pool2d(self.mask[None, None].float(), self.cells).flatten() >= 127.5
 
 
 @dataclass(frozen=True)
@@ -120,11 +125,10 @@ def link_views(
         operator = build_operator(scene, views.cameras, number, h, w)
         camera = views.cameras[[number]]
         cells = features.flatten(1).T.half().contiguous()
-        shown = torch.ones(h * w, dtype=torch.bool)
+        mask = torch.full(image.shape[:2], 255, dtype=torch.uint8)
         if views.masks is not None:
-            mask = torch.from_numpy(views.masks[number])[None, None]
-            shown = adaptive_avg_pool2d(mask, (h, w)).flatten() >= 0.5
-        linked.append(LinkedView(file, split, camera, image, (h, w), shown, cells, operator))
+            mask = (torch.from_numpy(views.masks[number]) * 255).round().to(torch.uint8)
+        linked.append(LinkedView(file, split, camera, image, mask, (h, w), cells, operator))
     training = [view for view in linked if view.split == "train"]
     lifted, seen = lift([view.teacher for view in training], [view.operator for view in training])
     return Links(name, meta, scene, tuple(linked), lifted, seen)
@@ -142,7 +146,7 @@ def save_links(links: Links, path: Path) -> None:
         **{"lifted": links.lifted.half(), "seen": links.seen},
     }
     for number, view in enumerate(links.views):
-        parts = {"image": view.image, "foreground": view.foreground, "teacher": view.teacher, "K": view.camera.K}
+        parts = {"image": view.image, "mask": view.mask, "teacher": view.teacher, "K": view.camera.K}
         parts |= {"T": view.camera.T_world_from_camera, "size": view.camera.sizes}
         parts |= {key: getattr(view.operator, key) for key in ("crow", "col", "value")}
         tensors |= {f"view.{number}.{key}": tensor for key, tensor in parts.items()}
@@ -179,7 +183,7 @@ def _load_view(file: Any, prefix: str, view: dict[str, Any], voxels: int) -> Lin
     h, w = view["cells"]
     operator = RayOperator(part("crow"), part("col"), part("value"), voxels)
     camera = Cameras(part("K"), part("T"), part("size"))
-    cells = {key: part(key) for key in ("image", "foreground", "teacher")}
+    cells = {key: part(key) for key in ("image", "mask", "teacher")}
     return LinkedView(view["name"], view["split"], camera, cells=(h, w), operator=operator, **cells)
 
 

@@ -82,9 +82,10 @@ class PretrainParams:
     """Joint 2D-3D pre-training."""
 
     seeds: int = 3
-    steps: int = 300
+    steps: int = 350
     warmup: int = 20  # steps over which the learning rates rise; then they fall along a cosine
-    captures: int = 12  # a step
+    captures: int = 12  # a step, at most
+    voxels: int = 16_000  # a step, at most: a room is as large as seven objects
     views: int = 3  # of each capture that the 3D network is rendered into
     student_views: int = 1  # of those, seen by the student
     cells: int = 1024  # rows contrasted with each other, in each contrastive term
@@ -94,16 +95,16 @@ class PretrainParams:
     cells_weight: float = 1.0
     voxels_weight: float = 1.0
     agree_weight: float = 0.1
-    prior_weight: float = 0.3
+    prior_weight: float = 0.1
     background: float = 0.25  # weight of cells behind the capture in the prior term
     detach_render: bool = False  # keep the agreement's gradient out of the 3D network
     net3d_lr: float = 3e-3
     student_lr: float = 1e-3
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of each network's gradient
-    recolour: float = 0.5  # strength of colour augmentation of voxels
+    recolour: float = 0.2  # strength of colour augmentation of voxels
     recolour_images: float = 0.2  # and of images
-    hide_colour: float = 0.5  # share of scenes in a step with some voxels' colour hidden
+    hide_colour: float = 0.3  # share of scenes in a step with some voxels' colour hidden
     log_every: int = 10
     checkpoint_every: int = 100
 

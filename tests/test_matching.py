@@ -9,13 +9,14 @@ from condense.joint import new_model
 from condense.links import Links
 from condense.tasks.matching import (
     max_similarity,
-    model_similarity,
+    new_backgrounds,
     owners,
     pooled_similarity,
     query_cells,
     retrieve,
+    similarity_by_2d,
+    similarity_by_3d,
     spread,
-    teacher_similarity,
 )
 
 
@@ -67,11 +68,22 @@ def test_lifted_features_find_the_capture():
     train, queries = ([only(links, split) for links in every] for split in ("train", "test"))
     owner = owners(queries)
     assert owner.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    metrics = retrieve({name: [table] for name, table in teacher_similarity(train, queries).items()}, owner)
+    tables = similarity_by_2d(teacher, train, queries, "teacher")
+    metrics = retrieve({name: [table] for name, table in tables.items()}, owner)
     assert metrics["lifted_teacher"]["recall_at_1"]["mean"] >= 0.6
     assert metrics["lifted_teacher"]["recall_at_1"]["mean"] >= metrics["pooled_teacher"]["recall_at_1"]["mean"]
-    tables = model_similarity(new_model(teacher, 0), queries)
-    assert {name: table.shape for name, table in tables.items()} == {"condense": (10, 5), "condense_pooled": (10, 5)}
+    assert "recall_at_1_new_background" in metrics["pooled_teacher"]
+    tables = similarity_by_3d(new_model(teacher, 0), queries)
+    assert {table.shape for table in tables.values()} == {(10, 5)} and len(tables) == 4
+
+
+def test_new_background_keeps_the_object():
+    links = toy_links(0)
+    view, other = links.views[0], new_backgrounds([links])[0].views[0]
+    assert torch.equal(view.image[view.mask == 255], other.image[view.mask == 255])
+    assert len(other.image[view.mask == 0].unique(dim=0)) == 1
+    assert not torch.equal(view.image[view.mask == 0], other.image[view.mask == 0])
+    assert new_backgrounds([toy_links(0, masks=False)]) == []
 
 
 def test_a_query_without_a_mask_is_all_of_the_photograph():

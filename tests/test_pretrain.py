@@ -76,6 +76,13 @@ class TestBatch:
         assert len(batch.voxels.sizes) == 1
         assert batch.operator.shape[0] == 4 * 64
 
+    def test_voxels_are_budgeted(self, captures):
+        sizes = [len(links.scene) for links in captures]
+        batch = draw_batch(captures, dataclasses.replace(PARAMS, captures=12, voxels=1), 0, 0)
+        assert len(batch.voxels.sizes) == 1  # one at least
+        batch = draw_batch(captures, dataclasses.replace(PARAMS, captures=12, voxels=sum(sizes) - 1), 0, 0)
+        assert len(batch.voxels.sizes) == 3
+
 
 class TestColour:
     def test_none_at_strength_0_and_mid_grey_is_fixed_by_the_hue(self):

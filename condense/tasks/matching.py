@@ -1,32 +1,39 @@
 """Image -> capture retrieval: which capture shows what this unseen photograph shows?
 
 Queries are test views, which no field, no lifting and no training has seen. A query is the features of the
-cells within its own mask (all, in photographs without masks); a capture is a set of voxel features.
+cells within its own mask (all, in photographs without masks); a capture is a set of features.
 
-- `condense`: student cells against the 3D network's voxel features. Each cell finds its most similar of
-  `VOXELS` spread voxels; a capture's score is the mean over cells.
+- `condense`: student cells against the 3D network's voxel features; no image of the capture is encoded. Each cell
+  finds its most similar of `VOXELS` spread voxels; a capture's score is the mean over cells.
 - `condense_pooled`: mean student cell against the mean voxel.
-- `lifted_teacher`: teacher cells against voxels with the lifted features of the teacher, scored as `condense`:
-  what multi-view lifting alone gives, with the same data.
+- `lifted_student`, `lifted_teacher`: 2D features of the training views lifted to the voxels, scored as `condense`:
+  what multi-view lifting gives with the trained and with the frozen 2D network.
 - `pooled_teacher`: mean teacher cell of the query against the mean over all cells of the training views.
+
+All views of a built-in capture share one background, and 2D features see it beyond the mask's edge. So each method
+is also asked with the query's background replaced by a plain random colour (`ELSEWHERE`): the same object, elsewhere.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from condense.backbone2d import ImageBackbone, load_backbone
 from condense.joint import Model, load_model, student_cells, voxel_features
-from condense.links import Links, load_links
+from condense.links import LinkedView, Links, lift, load_links
 from condense.metrics import interval, recall_at_k
 
+Tables = dict[str, NDArray[np.float32]]  # {method: [Q, C] similarity of each query to each capture}
 VOXELS = 160  # of a capture, that a cell is compared with
+ELSEWHERE = "_new_background"
 SEEN = 0.01  # summed weight in training views from which a voxel counts as seen
 
 
@@ -41,7 +48,6 @@ def spread(points: Tensor, count: int) -> Tensor:
     """Indices [min(count, N)] of points far from each other, the one nearest to the centroid first.
 
     Farthest-point sampling (Eldar et al. 1997).
-
 
     Args:
         points: [N, 3].
@@ -102,22 +108,20 @@ def retrieve(
     """The metric file of retrieval.
 
     Args:
-        similarity: {method: [Q, C] of each seed}.
+        similarity: {method: [Q, C] of each seed}; a method's name may end in ELSEWHERE.
         owner: [Q] the capture each query belongs to.
 
     Returns:
-        {method: {"recall_at_1", "recall_at_5"}}; captures, not queries, are the units of the intervals. {} where
-        there are fewer than two captures to tell apart.
+        {method: {"recall_at_1", "recall_at_5", and both with ELSEWHERE appended}}; captures, not queries, are the
+        units of the intervals. {} where there are fewer than two captures to tell apart.
     """
     metrics: dict[str, dict[str, dict[str, float | int | None]]] = {}
-    for method, seeds in similarity.items():
-        if seeds[0].shape[1] < 2 or not len(owner):
-            continue
-        metrics[method] = {
-            f"recall_at_{k}": interval([_by_capture(recall_at_k(table, owner, k), owner) for table in seeds])
-            for k in (1, 5)
-            if seeds[0].shape[1] > k
-        }
+    for name, seeds in similarity.items():
+        method = name.removesuffix(ELSEWHERE)
+        for k in (1, 5):
+            if seeds[0].shape[1] > k and len(owner):
+                values = [_by_capture(recall_at_k(table, owner, k), owner) for table in seeds]
+                metrics.setdefault(method, {})[f"recall_at_{k}{name[len(method) :]}"] = interval(values)
     return metrics
 
 
@@ -125,52 +129,78 @@ def _by_capture(values: NDArray[np.float64], owner: NDArray[np.int64]) -> NDArra
     return np.array([values[owner == capture].mean() for capture in np.unique(owner)])
 
 
+def new_backgrounds(queries: Sequence[Links], seed: int = 0) -> list[Links]:
+    """The same captures, each query's background replaced by a plain random colour; [] where none has a mask."""
+    if not any((view.mask < 255).any() for links in queries for view in links.views):
+        return []
+    rng = np.random.default_rng(seed)
+
+    def replaced(view: LinkedView) -> LinkedView:
+        share = view.mask[:, :, None].float() / 255
+        colour = torch.from_numpy(rng.uniform(0, 255, 3)).float()
+        return dataclasses.replace(view, image=(share * view.image + (1 - share) * colour).round().to(torch.uint8))
+
+    return [dataclasses.replace(links, views=tuple(map(replaced, links.views))) for links in queries]
+
+
 @torch.no_grad()
-def teacher_similarity(train: Sequence[Links], queries: Sequence[Links]) -> dict[str, NDArray[np.float32]]:
-    """[Q, C] by the frozen network alone: `pooled_teacher` and `lifted_teacher`.
+def similarity_by_2d(network: ImageBackbone, train: Sequence[Links], queries: Sequence[Links], name: str) -> Tables:
+    """`pooled_<name>` and `lifted_<name>` by a 2D network.
 
     Args:
-        train: the captures with their training views.
+        network: the 2D network.
+        train: captures with their training views.
         queries: the same captures with their test views.
+        name: of the network.
     """
-    cells = [part for links in queries for part in query_cells(links, _teacher(links))]
-    pooled = [torch.cat(query_cells(links, _teacher(links))) for links in train]
-    lifted = [links.lifted[visible_spread(links)] for links in train]
-    return {
-        "pooled_teacher": pooled_similarity(cells, pooled),
-        "lifted_teacher": max_similarity(cells, lifted),
-    }
-
-
-def _teacher(links: Links) -> Tensor:
-    return torch.cat([view.teacher for view in links.views]).float()
+    network.eval()
+    cells = [_cells(network, links) for links in train]
+    pooled = [torch.cat(query_cells(links, values)) for links, values in zip(train, cells, strict=True)]
+    picked = []
+    for links, values in zip(train, cells, strict=True):
+        sizes = [len(view.teacher) for view in links.views]
+        lifted, _ = lift(values.split(sizes), [view.operator for view in links.views])
+        picked.append(lifted[visible_spread(links)])
+    tables = {}
+    for ending, asked in (("", queries), (ELSEWHERE, new_backgrounds(queries))):
+        if asked:
+            views = [part for links in asked for part in query_cells(links, _cells(network, links))]
+            tables[f"pooled_{name}{ending}"] = pooled_similarity(views, pooled)
+            tables[f"lifted_{name}{ending}"] = max_similarity(views, picked)
+    return tables
 
 
 @torch.no_grad()
-def model_similarity(model: Model, queries: Sequence[Links]) -> dict[str, NDArray[np.float32]]:
-    """[Q, C] by a trained model: `condense` and `condense_pooled`.
-
-    Args:
-        model: both networks.
-        queries: the captures with their test views.
-    """
+def similarity_by_3d(model: Model, queries: Sequence[Links]) -> Tables:
+    """`condense` and `condense_pooled` by a trained model; the captures' own images are not used."""
     features = voxel_features(model.net3d, [links.scene for links in queries])
-    cells = []
-    for links in queries:
-        cells += query_cells(links, student_cells(model.student, [view.image for view in links.views]))
     picked = [values[visible_spread(links)] for values, links in zip(features, queries, strict=True)]
-    return {"condense": max_similarity(cells, picked), "condense_pooled": pooled_similarity(cells, features)}
+    tables = {}
+    for ending, asked in (("", queries), (ELSEWHERE, new_backgrounds(queries))):
+        if asked:
+            views = [part for links in asked for part in query_cells(links, _cells(model.student, links))]
+            tables[f"condense{ending}"] = max_similarity(views, picked)
+            tables[f"condense_pooled{ending}"] = pooled_similarity(views, features)
+    return tables
 
 
-def model_tables(folder: Path, paths: Sequence[Path]) -> dict[str, NDArray[np.float32]]:
-    """`model_similarity` of the model in `folder` on the test views of linked captures. One job of `parallel_map`."""
-    return model_similarity(load_model(folder), [load_links(path, ("test",)) for path in paths])
+def _cells(network: nn.Module, links: Links) -> Tensor:
+    """[cells of all views, D], a capture at a time: real photographs are large."""
+    return student_cells(network, [view.image for view in links.views])
 
 
-def teacher_tables(paths: Sequence[Path]) -> dict[str, NDArray[np.float32]]:
-    """`teacher_similarity` on linked captures. One job of `parallel_map`."""
+def model_tables(folder: Path, paths: Sequence[Path]) -> Tables:
+    """[Q, C] of every method of the model in `folder` on linked captures. One job of `parallel_map`."""
+    model = load_model(folder)
     train, test = ([load_links(path, (split,)) for path in paths] for split in ("train", "test"))
-    return teacher_similarity(train, test)
+    student = similarity_by_2d(model.student, train, test, "student")
+    return {**similarity_by_3d(model, test), **{k: v for k, v in student.items() if k.startswith("lifted")}}
+
+
+def teacher_tables(teacher: Path, paths: Sequence[Path]) -> Tables:
+    """`similarity_by_2d` of the frozen network on linked captures. One job of `parallel_map`."""
+    train, test = ([load_links(path, (split,)) for path in paths] for split in ("train", "test"))
+    return similarity_by_2d(load_backbone(teacher), train, test, "teacher")
 
 
 def owners(queries: Sequence[Links]) -> NDArray[np.int64]:
