@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from condense.backbone2d import FeatureStatistics, ImageBackbone, load_backbone
+from condense.backbone2d import ImageBackbone, load_backbone
 from condense.cameras import Cameras
 from condense.captures.capture import Capture, Views
 from condense.field import load_field
@@ -204,15 +204,3 @@ def write_links(capture: Capture, field: Path, teacher: Path, target: Path, para
         links = link_views(capture.name, capture.meta, views, splits, scene, load_backbone(teacher))
         save_links(links, target)
     return target
-
-
-@torch.no_grad()
-def standardise_teacher(teacher: ImageBackbone, captures: Sequence[Capture], max_side: int = 0) -> None:
-    """Makes the features of these captures' training views zero-mean and unit-variance per channel, in place."""
-    teacher.eval()
-    teacher.standardise(FeatureStatistics(torch.zeros(teacher.dim), torch.ones(teacher.dim)))
-    cells = []
-    for capture in captures:
-        for image in capture.load(capture.views("train"), max_side or None).images:
-            cells.append(teacher(as_batch([torch.from_numpy(image)]))[0].flatten(1))  # [D, h w]
-    teacher.standardise(FeatureStatistics.of(torch.cat(cells, dim=1)[None, :, :, None]))

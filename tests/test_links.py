@@ -1,12 +1,11 @@
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TOLERANCE
 from toys import tiny_teacher, toy_cameras, toy_links, toy_scene, toy_views
 
-from condense.links import as_batch, lift, link_views, load_links, save_links, standardise_teacher
+from condense.links import lift, link_views, load_links, save_links
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +74,3 @@ def test_foreground_follows_the_mask(links):
     opacity = view.operator.render(torch.ones(len(links.scene), 1))[:, 0]
     assert 0 < view.foreground.sum() < len(view.foreground)
     assert (opacity[view.foreground] > 0.3).all()
-
-
-def test_standardise_uses_training_views_alone():
-    views = toy_views(toy_scene(0), toy_cameras(6))
-    capture = SimpleNamespace(
-        views=lambda split: {"train": [0, 1, 2, 3]}[split],
-        load=lambda chosen, max_side: SimpleNamespace(images=[views.images[i] for i in chosen]),
-    )
-    teacher = tiny_teacher()
-    standardise_teacher(teacher, [capture])
-    with torch.no_grad():
-        features = teacher(as_batch([torch.from_numpy(image) for image in views.images[:4]]))
-    flat = features.transpose(0, 1).flatten(1)
-    torch.testing.assert_close(flat.mean(1), torch.zeros(16), rtol=0, atol=1e-4)
-    torch.testing.assert_close(flat.std(1, correction=0), torch.ones(16), rtol=1e-3, atol=0)
