@@ -86,9 +86,11 @@ def look_point(cameras: Cameras) -> Tensor:
 def visual_hull(views: Views, grid: Grid) -> Tensor:
     """Bool of `grid.shape`: voxels whose projection touches every mask (beyond an image, its border counts)."""
     assert views.masks is not None
-    points = voxel_centres(grid, views.cameras.K.device)
+    points = grid.to_world(voxel_centres(grid, views.cameras.K.device))
     number = torch.arange(len(points), device=points.device)
     for view, values in enumerate(views.masks):
+        if not len(number):
+            break
         image, depth = views.cameras.project(view, points[number])
         h, w = values.shape
         nearest = depth.clamp_min(1e-3).median()
@@ -105,8 +107,8 @@ def visual_hull(views: Views, grid: Grid) -> Tensor:
 
 def seen_voxels(cameras: Cameras, grid: Grid, least: int) -> Tensor:
     """Bool of `grid.shape`: voxels whose centre lies in the image of at least `least` views."""
-    points = voxel_centres(grid, cameras.K.device)
-    world, count = grid.to_world(points), torch.zeros(len(points), device=points.device)
+    world = grid.to_world(voxel_centres(grid, cameras.K.device))
+    count = torch.zeros(len(world), device=world.device)
     for view in range(len(cameras)):
         image, depth = cameras.project(view, world)
         size = cameras.sizes[view].to(image)
@@ -115,10 +117,9 @@ def seen_voxels(cameras: Cameras, grid: Grid, least: int) -> Tensor:
 
 
 def voxel_centres(grid: Grid, device: torch.device) -> Tensor:
-    """[X Y Z, 3] world points of all voxel centres, the last axis fastest (contracted grids: grid coordinates)."""
+    """[X Y Z, 3] grid coordinates of all voxel centres, the last axis fastest."""
     axes = [torch.arange(n, device=device) + 0.5 for n in grid.shape]
-    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
-    return points if grid.contracted else grid.to_world(points)
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
 
 
 def training_rays(views: Views, params: FieldsParams, generator: torch.Generator) -> TrainingRays:
