@@ -23,19 +23,19 @@ class CapturesParams:
 class FieldsParams:
     """Fitting one radiance field per capture."""
 
-    resolutions: tuple[int, ...] = (24, 48)  # voxels along the longest side, coarse to fine
-    steps: tuple[int, ...] = (20, 50)  # gradient steps at each resolution
+    resolutions: tuple[int, ...] = (32, 64)  # voxels along the longest side, coarse to fine
+    steps: tuple[int, ...] = (25, 50)  # gradient steps at each resolution
     pixels: int = 4000  # pixels in a step
     march: float = 1.0  # distance between samples along a ray, in voxels
     subrays: int = 2  # rays along each side of a pixel at the edge of a mask
     harmonics: int = 1  # spherical-harmonic coefficients of a colour: 1, 4 or 9
-    density_lr: float = 1.0
+    density_lr: float = 0.5
     colour_lr: float = 0.1
-    density_tv: float = 0.003  # smoothness of density and of colour
-    colour_tv: float = 0.01
+    density_tv: float = 0.001  # smoothness of density and of colour
+    colour_tv: float = 0.003
     opacity: float = 0.1  # weight of the mask against colour
     space: str = "auto"  # without masks: "contracted" (auto) or "bounded"
-    reach: float = 0.5  # size of the kept ball, in distances from the cameras to what they look at
+    reach: float = 1.0  # size of the kept ball, in distances from the cameras to what they look at
     max_side: int = 0  # shrink images so that the longer side has at most so many pixels; 0 keeps them
 
 
