@@ -22,6 +22,7 @@ from condense.params import FieldsParams
 from condense.raymarch import Samples, felt_cells, pad_index, sample_cells, trilinear, trilinear_padded
 
 CACHED = 4_000_000  # samples of a stage that are kept in memory
+FOG, THIN = 12.0, 2.0  # optical depth of the fog to start from, across the grid: inside a hull, else
 HIDDEN = 1e-3  # a voxel whose largest weight in any training ray is smaller is dropped
 
 
@@ -106,7 +107,7 @@ def fit_field(views: Views, params: FieldsParams, seed: int) -> Field:
 def _occupied(field: Field | None, views: Views, grid: Grid, rays: TrainingRays) -> Tensor:
     """The voxels of a stage: what masks or images can see at first, later what the last stage found there."""
     if field is None:
-        return visual_hull(views, grid) if views.masks is not None else seen_voxels(views.cameras, grid, 2)
+        return visual_hull(views, grid) if views.masks is not None else seen_voxels(views.cameras, grid)
     coarse = torch.zeros(field.grid.shape, dtype=torch.bool, device=field.density.device)
     coarse[tuple(field.coords[visible_voxels(field, rays)].long().unbind(1))] = True
     coarse = torch.nn.functional.max_pool3d(coarse[None, None].float(), 3, 1, 1)[0, 0] > 0  # and their neighbours
@@ -139,7 +140,7 @@ def _start(stage: _Stage, field: Field | None, views: Views, params: FieldsParam
     """The field a stage starts from: even fog, or the last stage's field on the finer grid."""
     n = len(stage.coords)
     if field is None:
-        thickness = 12.0 / max(stage.grid.shape)  # extinction per voxel edge of the fog
+        thickness = (FOG if views.masks is not None else THIN) / max(stage.grid.shape)
         return Field(
             stage.grid,
             stage.coords,

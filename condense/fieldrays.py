@@ -14,6 +14,8 @@ from condense.field import target_image
 from condense.grid import Grid
 from condense.params import FieldsParams
 
+NEAR = 0.25  # of the distance from the cameras to what they look at: nearer to a camera nothing is looked for
+
 
 @dataclass(frozen=True)
 class TrainingRays:
@@ -105,15 +107,21 @@ def visual_hull(views: Views, grid: Grid) -> Tensor:
     return hull.view(grid.shape)
 
 
-def seen_voxels(cameras: Cameras, grid: Grid, least: int) -> Tensor:
-    """Bool of `grid.shape`: voxels whose centre lies in the image of at least `least` views."""
+def seen_voxels(cameras: Cameras, grid: Grid) -> Tensor:
+    """Bool of `grid.shape`: voxels that a tenth of the views (at least 2) see, and none from very near.
+
+    What one camera sees alone or right before it would else be painted there, as fog in front of the truth.
+    """
     world = grid.to_world(voxel_centres(grid, cameras.K.device))
     count = torch.zeros(len(world), device=world.device)
+    near = NEAR * (cameras.centres - look_point(cameras)).norm(dim=1).median()
+    clear = torch.ones_like(count, dtype=torch.bool)
     for view in range(len(cameras)):
         image, depth = cameras.project(view, world)
         size = cameras.sizes[view].to(image)
         count += ((image > -0.05 * size) & (image < 1.05 * size)).all(1) & (depth > 0)
-    return (count >= least).view(grid.shape)
+        clear &= (world - cameras.centres[view]).norm(dim=1) > near
+    return ((count >= max(2.0, len(cameras) / 10)) & clear).view(grid.shape)
 
 
 def voxel_centres(grid: Grid, device: torch.device) -> Tensor:
