@@ -117,7 +117,7 @@ class TestSpace:
     def test_seen_voxels_in_a_bounded_grid(self):
         # all cameras look at the origin, which lies far from the grid's corner
         grid = Grid((-1.0, -1.0, -1.0), 0.5, (4, 4, 4))
-        assert seen_voxels(ring(6, 8), grid, 2)[1:3, 1:3, 1:3].all()
+        assert seen_voxels(ring(6, 8), grid)[1:3, 1:3, 1:3].all()
 
 
 def test_interpolate_matches_gather(generator):
