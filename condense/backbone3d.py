@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from condense.paths import write_atomically
 from condense.spconv_cpu import algorithm, load_spconv
 
 
@@ -148,3 +152,18 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[tuple]) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()
+
+
+def save_net3d(net3d: SparseUNet, folder: Path) -> None:
+    """Writes `net3d.safetensors` and `net3d.json` into a folder."""
+    tensors = {name: tensor.contiguous() for name, tensor in net3d.state_dict().items()}
+    write_atomically(folder / "net3d.safetensors", lambda path: save_file(tensors, path))
+    config = json.dumps({"channels": net3d.channels, "out_channels": net3d.out_channels})
+    write_atomically(folder / "net3d.json", lambda path: path.write_text(config))
+
+
+def load_net3d(folder: Path) -> SparseUNet:
+    """Reads what `save_net3d` wrote, in evaluation mode."""
+    net3d = SparseUNet(**json.loads((folder / "net3d.json").read_text()))
+    net3d.load_state_dict(load_file(folder / "net3d.safetensors"))
+    return net3d.eval()

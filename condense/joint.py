@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,15 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from condense.backbone2d import ImageBackbone, load_backbone, save_backbone
-from condense.backbone3d import SparseUNet, recalibrate_batch_norm
+from condense.backbone3d import SparseUNet, load_net3d, recalibrate_batch_norm, save_net3d
 from condense.links import Links, as_batch
 from condense.losses import false_negatives, info_nce, prior_loss
 from condense.params import PretrainParams
-from condense.paths import write_atomically
 from condense.rayoperator import RayOperator, stack_operators
 from condense.voxels import VoxelBatch, VoxelScene, batch_scenes, input_features, random_turn
 
@@ -231,18 +228,12 @@ def total_loss(terms: dict[str, Tensor], params: PretrainParams) -> Tensor:
 def save_model(folder: Path, model: Model) -> None:
     """Writes both networks."""
     save_backbone(model.student, folder / "student.safetensors")
-    tensors = {name: tensor.contiguous() for name, tensor in model.net3d.state_dict().items()}
-    write_atomically(folder / "net3d.safetensors", lambda path: save_file(tensors, path))
-    config = json.dumps({"channels": model.net3d.channels, "out_channels": model.net3d.out_channels})
-    write_atomically(folder / "net3d.json", lambda path: path.write_text(config))
+    save_net3d(model.net3d, folder)
 
 
 def load_model(folder: Path) -> Model:
     """Reads what `save_model` wrote, in evaluation mode."""
-    config = json.loads((folder / "net3d.json").read_text())
-    net3d = SparseUNet(**config)
-    net3d.load_state_dict(load_file(folder / "net3d.safetensors"))
-    return Model(load_backbone(folder / "student.safetensors"), net3d).eval()
+    return Model(load_backbone(folder / "student.safetensors"), load_net3d(folder)).eval()
 
 
 def network_inputs(scenes: Sequence[VoxelScene]) -> tuple[Tensor, Tensor, tuple[int, int, int], int]:
