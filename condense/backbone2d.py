@@ -7,6 +7,7 @@ A student is `copy.deepcopy` of its teacher; both are ordinary modules.
 
 from __future__ import annotations
 
+import abc
 import inspect
 import json
 import math
@@ -45,7 +46,7 @@ class FeatureStatistics:
         return cls(mean, std.clamp_min(1e-6))
 
 
-class ImageBackbone(nn.Module):
+class ImageBackbone(nn.Module, abc.ABC):
     """What every image network here has: `dim` channels, one cell per `stride` pixels, and standardisation.
 
     Subclasses write `raw_features`. `forward` subtracts `feature_mean` and divides by `feature_std`, which are
@@ -61,13 +62,13 @@ class ImageBackbone(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(dim))
         self.register_buffer("feature_std", torch.ones(dim))
 
+    @abc.abstractmethod
     def raw_features(self, images: Tensor) -> Tensor:
         """Features before standardisation; H and W are multiples of `stride`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def config(self) -> dict[str, Any]:
         """All that is needed, beside the weights, to build the network again."""
-        raise NotImplementedError
 
     def standardise(self, statistics: FeatureStatistics) -> None:
         """Makes features of images with these statistics zero-mean and unit-variance per channel."""

@@ -12,8 +12,8 @@ from condense.benchmarks import Line, line, ray_marching, seconds, sparse_unet, 
 from condense.captures.reader import read_capture
 from condense.field import psnr_db
 from condense.fieldfit import fit_field
-from condense.joint import new_model
 from condense.links import load_links
+from condense.model import new_model
 from condense.parallel import set_threads
 from condense.paths import project_root
 from condense.pretrain import make_optimizer, train_step

@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from condense.backbone2d import load_backbone
-from condense.joint import Model, draw_batch, losses, new_model, recalibrate, save_model, total_loss
+from condense.batches import draw_batch
+from condense.joint import losses, total_loss
 from condense.links import Links, load_links
 from condense.losses import effective_rank
+from condense.model import Model, new_model, recalibrate, save_model
 from condense.params import PretrainParams
 from condense.paths import write_atomically
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 from toys import tiny_teacher, toy_links, toy_scene
 
-from condense.joint import new_model, save_model
 from condense.links import save_links
+from condense.model import new_model, save_model
 from condense.tasks.features2d import (
     by_seed,
     feature_maps,

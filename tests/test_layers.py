@@ -24,7 +24,8 @@ backbone3d
 teacher
 losses
 links
-joint
+model batches
+joint baselines
 pretrain
 tasks
 figures

@@ -5,8 +5,8 @@ import pytest
 import torch
 from toys import tiny_teacher, toy_links
 
-from condense.joint import new_model
 from condense.links import Links
+from condense.model import new_model
 from condense.tasks.matching import (
     max_similarity,
     new_backgrounds,

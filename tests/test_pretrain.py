@@ -8,19 +8,10 @@ import torch
 from toys import tiny_teacher, toy_links
 
 from condense.backbone2d import save_backbone
-from condense.joint import (
-    draw_batch,
-    draw_recolour,
-    load_model,
-    losses,
-    new_model,
-    recoloured,
-    save_model,
-    student_cells,
-    total_loss,
-    voxel_features,
-)
+from condense.batches import draw_batch, draw_recolour, recoloured
+from condense.joint import losses, total_loss
 from condense.links import load_links, save_links
+from condense.model import load_model, new_model, save_model, student_cells, voxel_features
 from condense.params import PretrainParams
 from condense.pretrain import monitor, pretrain_seed, warmup_cosine
 

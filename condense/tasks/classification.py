@@ -18,9 +18,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from condense.joint import load_model, voxel_features
 from condense.links import load_links
 from condense.metrics import hits, interval
+from condense.model import load_model, voxel_features
 from condense.voxels import VoxelScene
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation tried on VAL

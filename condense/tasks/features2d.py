@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate, normalize
 
-from condense.joint import Model, load_model, student_cells, voxel_features
 from condense.links import LinkedView, Links, load_links
 from condense.metrics import consistency_margin, interval
+from condense.model import Model, load_model, student_cells, voxel_features
 from condense.rayoperator import build_operator
 from condense.voxels import VoxelScene
 

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from condense.backbone2d import ImageBackbone, load_backbone
-from condense.joint import Model, load_model, student_cells, voxel_features
 from condense.links import LinkedView, Links, lift, load_links
 from condense.metrics import interval, recall_at_k
+from condense.model import Model, load_model, student_cells, voxel_features
 
 Tables = dict[str, NDArray[np.float32]]  # {method: [Q, C] similarity of each query to each capture}
 VOXELS = 160  # of a capture, that a cell is compared with

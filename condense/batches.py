@@ -1,0 +1,109 @@
+"""What one step of pre-training sees: some captures, turned and recoloured, and some of their views."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from condense.links import Links
+from condense.params import PretrainParams
+from condense.rayoperator import RayOperator, stack_operators
+from condense.voxels import VoxelBatch, batch_scenes, random_turn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step sees: captures x views, rows of `operator` in that order.
+
+    Args:
+        voxels: the captures' scenes, turned and recoloured.
+        visible: [N] 1 where the 3D network sees the colour.
+        operator: [rows, N] of all views of all captures.
+        images: of the views the student sees, each [H, W, 3] uint8.
+        recolour: of each such image, an affine map of colours [3, 4].
+        student_rows: [K] rows of `operator` that the student's cells are, in the order of `images`.
+        teacher: [K, D] the frozen network's features there.
+        lifted: [N, D] and
+        seen: [N]: see `Links`.
+    """
+
+    voxels: VoxelBatch
+    visible: Tensor
+    operator: RayOperator
+    images: list[Tensor]
+    recolour: list[Tensor]
+    student_rows: Tensor
+    teacher: Tensor
+    lifted: Tensor
+    seen: Tensor
+
+
+def draw_recolour(rng: np.random.Generator, strength: float) -> Tensor:
+    """A random affine map of colours [3, 4]: hue turned, saturation, contrast and brightness changed.
+
+    0 leaves colours alone; at 1 the hue may turn all the way round.
+    """
+    angle, saturation = rng.uniform(-math.pi, math.pi) * strength, 1 + rng.uniform(-0.6, 0.6) * strength
+    contrast, brightness = 1 + rng.uniform(-0.4, 0.4) * strength, rng.uniform(-0.2, 0.2, 3) * strength
+    grey = np.full((3, 3), 1 / 3)
+    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    turn = grey + saturation * (math.cos(angle) * (np.eye(3) - grey) + math.sin(angle) * cross)  # about grey
+    linear = contrast * turn
+    offset = 0.5 - linear @ np.full(3, 0.5) + brightness  # mid-grey moves by the brightness only
+    return torch.from_numpy(np.concatenate([linear, offset[:, None]], axis=1)).float()
+
+
+def recoloured(colour: Tensor, recolour: Tensor) -> Tensor:
+    """Colours [..., 3] in [0, 1] through an affine map [3, 4]."""
+    return (colour @ recolour[:, :3].T + recolour[:, 3]).clamp(0, 1)
+
+
+def draw_batch(captures: Sequence[Links], params: PretrainParams, seed: int, step: int) -> Batch:
+    """The batch of a step: captures in random order, while they fit; fewer than wanted are all taken."""
+    rng = np.random.default_rng([seed, step])
+    chosen = _that_fit([captures[i] for i in rng.permutation(len(captures))], params.captures, params.voxels)
+    operators, images, rows, teacher, colours, visible = [], [], [], [], [], []
+    first = 0
+    for links in chosen:
+        views = [links.views[i] for i in rng.permutation(len(links.views))[: params.views]]
+        operators.append(stack_operators([view.operator for view in views], block_diagonal=False))
+        for place, view in enumerate(views):
+            cells = view.cells[0] * view.cells[1]
+            if place < params.student_views:
+                images.append(view.image)
+                teacher.append(view.teacher)
+                rows.append(torch.arange(first, first + cells))
+            first += cells
+        colours.append(recoloured(links.scene.colour, draw_recolour(rng, params.recolour)))
+        hidden = rng.uniform() if rng.uniform() < params.hide_colour else 0.0  # share of voxels without colour
+        visible.append(torch.from_numpy(rng.uniform(size=len(links.scene)) >= hidden).float())
+    voxels = batch_scenes([links.scene for links in chosen], [random_turn(rng) for _ in chosen])
+    return Batch(
+        voxels=dataclasses.replace(voxels, colour=torch.cat(colours)),
+        visible=torch.cat(visible),
+        operator=stack_operators(operators),
+        images=images,
+        recolour=[draw_recolour(rng, params.recolour_images) for _ in images],
+        student_rows=torch.cat(rows),
+        teacher=torch.cat(teacher).float(),
+        lifted=torch.cat([links.lifted for links in chosen]),
+        seen=torch.cat([links.seen for links in chosen]),
+    )
+
+
+def _that_fit(captures: Sequence[Links], most: int, voxels: int) -> list[Links]:
+    """The first `most` captures that have `voxels` together; the very first in any case."""
+    chosen: list[Links] = []
+    for links in captures:
+        voxels -= len(links.scene)
+        if len(chosen) < most and (voxels >= 0 or not chosen):
+            chosen.append(links)
+        else:
+            voxels += len(links.scene)
+    return chosen

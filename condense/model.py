@@ -1,0 +1,87 @@
+"""Both networks, side by side: building, keeping and applying them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from condense.backbone2d import ImageBackbone, load_backbone, save_backbone
+from condense.backbone3d import SparseUNet, load_net3d, recalibrate_batch_norm, save_net3d
+from condense.links import as_batch
+from condense.voxels import VoxelScene, batch_scenes, input_features
+
+
+class Model(nn.Module):
+    """The two networks, one embedding space.
+
+    Args:
+        student: images -> cells; starts as a copy of the frozen network.
+        net3d: voxels -> features of the same length.
+    """
+
+    def __init__(self, student: ImageBackbone, net3d: SparseUNet) -> None:
+        super().__init__()
+        self.student, self.net3d = student, net3d
+
+
+def new_model(teacher: ImageBackbone, seed: int) -> Model:
+    """The model before training: the student a copy of `teacher`, the 3D network with random weights."""
+    return Model(copy.deepcopy(teacher), SparseUNet(out_channels=teacher.dim, seed=seed))
+
+
+def student_cells(student: nn.Module, images: Sequence[Tensor], recolour: Sequence[Tensor] | None = None) -> Tensor:
+    """Features [cells of all images, D], image by image, row-major; images of one size run together.
+
+    Args:
+        student: an `ImageBackbone`.
+        images: each [H, W, 3] uint8.
+        recolour: of each image, or None.
+    """
+    parts: dict[int, Tensor] = {}
+    for size in sorted({tuple(image.shape) for image in images}):
+        group = [i for i, image in enumerate(images) if tuple(image.shape) == size]
+        batch = as_batch([images[i] for i in group])
+        if recolour is not None:
+            maps = torch.stack([recolour[i] for i in group])  # [B, 3, 4]
+            batch = torch.einsum("bij,bjhw->bihw", maps[:, :, :3], batch) + maps[:, :, 3, None, None]
+            batch = batch.clamp(0, 1)
+        features = student(batch).flatten(2).transpose(1, 2)  # [B, h w, D]
+        parts |= dict(zip(group, features, strict=True))
+    return torch.cat([parts[i] for i in range(len(images))])
+
+
+def save_model(folder: Path, model: Model) -> None:
+    """Writes both networks."""
+    save_backbone(model.student, folder / "student.safetensors")
+    save_net3d(model.net3d, folder)
+
+
+def load_model(folder: Path) -> Model:
+    """Reads what `save_model` wrote, in evaluation mode."""
+    return Model(load_backbone(folder / "student.safetensors"), load_net3d(folder)).eval()
+
+
+def network_inputs(scenes: Sequence[VoxelScene]) -> tuple[Tensor, Tensor, tuple[int, int, int], int]:
+    """The arguments of the 3D network for whole scenes, as captured."""
+    batch = batch_scenes(scenes)
+    return batch.coords, input_features(batch), batch.shape, len(scenes)
+
+
+def recalibrate(net3d: SparseUNet, scenes: Sequence[VoxelScene], size: int) -> None:
+    """Batch-norm statistics from these scenes without augmentation, `size` at a time."""
+    recalibrate_batch_norm(net3d, (network_inputs(scenes[i : i + size]) for i in range(0, len(scenes), size)))
+
+
+@torch.no_grad()
+def voxel_features(net3d: SparseUNet, scenes: Sequence[VoxelScene], size: int = 8) -> list[Tensor]:
+    """Features [N, D] of each scene, evaluation mode, `size` scenes at a time."""
+    net3d.eval()
+    result: list[Tensor] = []
+    for start in range(0, len(scenes), size):
+        some = scenes[start : start + size]
+        result += net3d(*network_inputs(some)).split([len(scene) for scene in some])
+    return result
