@@ -6,6 +6,8 @@ differs is the idea and not the network, the data or the schedule.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
@@ -13,7 +15,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from condense.batches import Batch
 from condense.joint import SOLID, Terms, agreement, some_rows
 from condense.model import Model, batch_features
-from condense.params import PretrainParams
+from condense.params import BaselinesParams, PretrainParams
 from condense.rayoperator import heaviest
 
 
@@ -94,3 +96,8 @@ def _depths(batch: Batch) -> tuple[Tensor, Tensor]:
             depths.append((seen * ray).sum(1) / max(links.scene.grid.shape))  # the same before and after the turn
             directions.append(ray @ turn.matrix.to(ray).T)
     return torch.cat(directions), torch.cat(depths)
+
+
+def settings_of(method: str, params: PretrainParams, baselines: BaselinesParams) -> PretrainParams:
+    """The settings of a method: those of joint training, but for what `baselines` names."""
+    return dataclasses.replace(params, **dataclasses.asdict(getattr(baselines, method)))

@@ -25,7 +25,7 @@ teacher
 losses
 links
 model batches
-joint baselines
+joint baselines ablations
 pretrain
 tasks
 figures
