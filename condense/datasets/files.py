@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import h5py
@@ -17,6 +17,7 @@ from condense.captures.folder import EscapeError, clean
 from condense.datasets.pointset import Contents, DatasetError, Entry, z_up
 
 AGAIN = "download or unpack the file again"
+BLOCK = 128  # rows of an HDF5 file, read at once
 
 
 def require(root: Path, name: str, patterns: Sequence[str]) -> None:
@@ -142,11 +143,19 @@ def read_h5(path: Path, row: int, key: str | None, to_labels: Callable[[Tensor],
         DatasetError: the row cannot be read.
     """
     try:
-        with h5py.File(path, "r") as h5:
-            points = torch.from_numpy(np.asarray(h5["data"][row], dtype=np.float32))
-            labels = torch.from_numpy(np.asarray(h5[key][row]).astype(np.int64)) if key else None
-    except (OSError, KeyError) as error:
+        stamp = path.stat().st_mtime_ns
+        rows = {array: _rows(path, stamp, array, row // BLOCK)[row % BLOCK] for array in ("data", key) if array}
+    except (OSError, KeyError, IndexError) as error:
         raise DatasetError(path.name, [Finding(path.name, f"row {row} cannot be read ({error})", AGAIN)]) from error
+    points = torch.from_numpy(rows["data"].astype(np.float32))
+    labels = torch.from_numpy(rows[key].astype(np.int64)) if key else None
     if labels is not None and to_labels is not None:
         labels = to_labels(labels)
     return Contents(z_up(points), labels=labels)
+
+
+@lru_cache(maxsize=4)  # a few MB at most
+def _rows(path: Path, stamp: int, array: str, block: int) -> np.ndarray:
+    """[BLOCK, ...] rows of an array. The releases compress so many rows together, and readers ask for them in turn."""
+    with h5py.File(path, "r") as h5:
+        return h5[array][block * BLOCK : (block + 1) * BLOCK]

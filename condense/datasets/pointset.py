@@ -78,7 +78,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class PointSet:
-    """The index of a data set; `point_set[i]` reads one cloud, and nothing is kept.
+    """The index of a data set; `point_set[i]` reads one cloud, and does not keep it.
 
     Args:
         name: as given to `open_dataset`.

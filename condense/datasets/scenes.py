@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from condense.datasets.pointset import PointCloud
-from condense.voxels import VoxelScene, index_volume, voxelise_points
+from condense.voxels import VoxelScene, voxelise_points
 
 GREY = 0.5  # colour of points without colour, which the 3D network sees as 0
 
@@ -42,7 +42,7 @@ def voxel_labels(scene: VoxelScene, points: Tensor, labels: Tensor) -> Tensor:
     # Rounding may put a point of the bounds just outside.
     within = ((coordinates > -1e-3) & (coordinates < shape + 1e-3)).all(dim=1)
     cells = coordinates[within].floor().long().clamp_min(0).minimum(shape - 1)
-    rows, found = index_volume(scene)[tuple(cells.T)], labels[within]
+    rows, found = _rows(scene, cells), labels[within]
     counted = (rows >= 0) & (found > 0)
     kinds = int(labels.max()) + 1 if len(labels) else 1
     keys, counts = torch.unique(rows[counted] * kinds + found[counted], return_counts=True)
@@ -53,3 +53,12 @@ def voxel_labels(scene: VoxelScene, points: Tensor, labels: Tensor) -> Tensor:
     result = torch.zeros(len(scene), dtype=torch.int64)
     result[keys[first] // kinds] = keys[first] % kinds
     return result
+
+
+def _rows(scene: VoxelScene, cells: Tensor) -> Tensor:
+    """[P] the scene's row of each cell [P, 3], -1 where there is none; by search, for a room's volume is large."""
+    strides = torch.tensor([scene.grid.shape[1] * scene.grid.shape[2], scene.grid.shape[2], 1])
+    known, order = (scene.coords.long() * strides).sum(dim=1).sort()
+    wanted = (cells * strides).sum(dim=1)
+    place = torch.searchsorted(known, wanted).clamp_max(len(known) - 1)
+    return torch.where(known[place] == wanted, order[place], -1)
