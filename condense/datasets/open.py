@@ -40,8 +40,9 @@ def open_dataset(name: str, root: Path) -> PointSet:
         DatasetError: the root is another folder, or holds nothing that can be used.
     """
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0)
-        raise ValueError(f"{name!r} is no data set: did you mean {near[0]!r}? Known: {', '.join(DATASETS)}")
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f": did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"{name!r} is no data set{hint} Known: {', '.join(DATASETS)}")
     return DATASETS[name](Path(root))
 
 

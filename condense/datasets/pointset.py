@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from condense.captures.capture import Finding
 
@@ -163,7 +164,7 @@ class PointSet:
 def verify(point_set: PointSet) -> list[Finding]:
     """Reads every cloud, which alone finds damaged files, and returns what is wrong with them."""
     findings: list[Finding] = []
-    for i in range(len(point_set)):
+    for i in tqdm(range(len(point_set)), unit="cloud", disable=None, leave=False):
         try:
             findings += point_set[i].findings
         except DatasetError as error:
