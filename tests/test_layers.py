@@ -13,6 +13,7 @@ captures
 synthetic
 grid
 voxels
+datasets
 raymarch
 rayoperator
 field
