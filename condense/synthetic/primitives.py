@@ -176,6 +176,11 @@ def joined(meshes: Sequence[Trimesh]) -> Trimesh:
     return Trimesh(vertices, faces, process=False)
 
 
+def upright(points: ArrayLike) -> np.ndarray:
+    """Points [N, 2] of the (x, z) plane in space: [N, 3], y = 0."""
+    return np.insert(np.asarray(points, float), 1, 0, axis=1)
+
+
 def pair(mesh: Trimesh) -> list[Trimesh]:
     """The mesh and its mirror image across the XZ plane."""
     mirror = mesh.copy().apply_transform(np.diag([1.0, -1.0, 1.0, 1.0]))

@@ -71,11 +71,6 @@ class Rendering:
     coverage: np.ndarray
     depth: np.ndarray
 
-    @property
-    def mask(self) -> np.ndarray:
-        """Bool [V, H, W]: pixels of the object, those with a label."""
-        return self.labels[..., 0] > 0
-
 
 class Scene:
     """Parts gathered for ray casting."""

@@ -165,12 +165,12 @@ class Thing:
         each = np.array([piece.mesh.bounds for piece in self.pieces])
         return np.stack([each[:, 0].min(0), each[:, 1].max(0)])
 
-    def unit_frame(self, yaw: float = 0.0, size: float = 0.96) -> np.ndarray:
-        """[4, 4] T_unit_from_object: turned by `yaw` degrees, centred, longest side of the box = `size`."""
+    def unit_frame(self, yaw: float = 0.0) -> np.ndarray:
+        """[4, 4] T_unit_from_object: turned by `yaw` degrees, centred, longest side of the box = 0.96."""
         T = solid.rotation((0, 0, 1), yaw)
         points = np.concatenate([piece.mesh.vertices for piece in self.pieces]) @ T[:3, :3].T
         low, high = points.min(0), points.max(0)
-        scale = size / (high - low).max()
+        scale = 0.96 / (high - low).max()
         T[:3, :3] *= scale
         T[:3, 3] = -scale * (low + high) / 2
         return T

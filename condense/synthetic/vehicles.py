@@ -9,17 +9,18 @@ from condense.synthetic import primitives as solid
 from condense.synthetic.primitives import pair
 from condense.synthetic.things import Dice, Material, Paints, Thing
 
+Point = tuple[float, float]
 GLASS = ("black", "blue", "grey", "white", "teal")
 BEAM = ("yellow", "white", "red", "orange")
 
 
-def _side_view(outline: list[tuple[float, float]], width: float) -> Trimesh:
+def _side_view(outline: list[Point], width: float) -> Trimesh:
     """An outline in (x, z) extruded along y."""
     upright = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
     return solid.moved(solid.prism(outline, width), rotate=upright)
 
 
-def _cabin(bottom: tuple[float, float], top: tuple[float, float], low: float, high: float, width: float) -> Trimesh:
+def _cabin(bottom: Point, top: Point, low: float, high: float, width: float) -> Trimesh:
     """A greenhouse: a rectangle x0..x1 at the bottom that narrows to one at the top."""
     rings = []
     for (x0, x1), z, half in ((bottom, low, width / 2), (top, high, 0.82 * width / 2)):
@@ -29,10 +30,8 @@ def _cabin(bottom: tuple[float, float], top: tuple[float, float], low: float, hi
 
 def _wheels(axles: list[float], radius: float, track: float, thick: float) -> list[Trimesh]:
     """A pair of wheels on each axle, standing on z = 0."""
-    wheels = []
-    for x in axles:
-        wheels += pair(solid.frustum((x, (track - thick) / 2, radius), (x, (track + thick) / 2, radius), radius))
-    return wheels
+    near, far = (track - thick) / 2, (track + thick) / 2
+    return [wheel for x in axles for wheel in pair(solid.frustum((x, near, radius), (x, far, radius), radius))]
 
 
 def _hubs(thing: Thing, paints: Paints, axles: list[float], radius: float, track: float, count: str) -> None:
@@ -139,10 +138,8 @@ def truck(dice: Dice) -> Thing:
     return thing
 
 
-def _plane_wing(
-    root: tuple[float, float], sweep: float, span: float, chord: tuple[float, float], lift: float
-) -> list[Trimesh]:
-    """A pair of flat tapered wings from (x, z) at the root."""
+def _wings(root: Point, sweep: float, span: float, chord: Point, lift: float) -> list[Trimesh]:
+    """A pair of flat tapered wings from (x, z) at the root; `chord` is their depth at root and tip."""
     rings = []
     for share, c in ((0.0, chord[0]), (1.0, chord[1])):
         x, y, z = root[0] - share * sweep, share * span, root[1] + share * lift
@@ -169,7 +166,7 @@ def aeroplane(dice: Dice) -> Thing:
     size = np.array([0.1, 0.5, 0.85, 1, 1, 0.65, 0.3, 0.15]) * r
     rise = np.array([-0.02, -0.01, 0, 0, 0, 0.04, 0.08, 0.09])
     paint = paints.new(0.5)
-    thing.add("fuselage", solid.tube(np.stack([x, 0 * x, rise], -1), size, 18), paint, "a {} fuselage")
+    thing.add("fuselage", solid.tube(solid.upright(np.stack([x, rise], -1)), size, 18), paint, "a {} fuselage")
     sweep = dice.u(0.3, 0.6) if style == "jet" else dice.u(-0.02, 0.1)
     span, chord = dice.u(0.8, 1.1), dice.u(0.34, 0.46)
     tip = chord * (dice.u(0.35, 0.55) if style == "jet" else dice.u(0.7, 0.95))
@@ -178,17 +175,17 @@ def aeroplane(dice: Dice) -> Thing:
     level = 0.7 * r if high else -0.6 * r
     lift = dice.u(0.0, 0.12)
     words = "swept {} wings" if style == "jet" else "straight {} wings"
-    wings = _plane_wing((0.2, level), sweep, span, (chord, tip), lift)
+    wings = _wings((0.2, level), sweep, span, (chord, tip), lift)
     if style == "biplane":
         level, gap = -0.6 * r, 3.0 * r
-        wings = _plane_wing((0.25, level), 0.0, span, (chord, tip), 0.02)
-        wings += _plane_wing((0.3, level + gap), 0.0, span, (chord, tip), 0.02)
+        wings = _wings((0.25, level), 0.0, span, (chord, tip), 0.02)
+        wings += _wings((0.3, level + gap), 0.0, span, (chord, tip), 0.02)
         for at in (0.2, 0.38):
             wings += pair(solid.frustum((at, 0.6 * span, level), (at, 0.6 * span, level + gap), 0.02, sections=6))
         words = "two pairs of {} wings"
     thing.add("wing", wings, colour, words)
     fin = [(-0.62, 0.05), (-0.8, 0.46), (-1.02, 0.46), (-0.96, 0.05)]
-    tailplane = _plane_wing((-0.84, 0.1 if dice.chance(0.7) else 0.42), 0.12, dice.u(0.3, 0.4), (0.24, 0.15), 0.0)
+    tailplane = _wings((-0.84, 0.1 if dice.chance(0.7) else 0.42), 0.12, dice.u(0.3, 0.4), (0.24, 0.15), 0.0)
     thing.add("tail", [_side_view(fin, 0.045), *tailplane], paints.like(colour, 0.4), "a {} tail")
     cockpit = solid.ellipsoid((0.17, 0.65 * r, 0.55 * r), (0.66 * length / 2, 0, 0.68 * r))
     thing.add("window", cockpit, paints.new(0.0, GLASS), "a {} cockpit window")
@@ -222,7 +219,7 @@ def helicopter(dice: Dice) -> Thing:
     tail = -long - dice.u(0.45, 0.7)
     boom = solid.tube([(-0.6 * long, 0, 0.1), (tail, 0, 0.2)], [0.13, 0.05], 12)
     fin = [(tail + 0.12, 0.15), (tail - 0.02, 0.45), (tail - 0.14, 0.45), (tail - 0.06, 0.12)]
-    planes = _plane_wing((tail + 0.2, 0.19), 0.0, 0.24, (0.16, 0.12), 0.0)
+    planes = _wings((tail + 0.2, 0.19), 0.0, 0.24, (0.16, 0.12), 0.0)
     thing.add("tail", [boom, _side_view(fin, 0.05), *planes], paints.like(paint, 0.5), "a long {} tail boom")
     nose = solid.superellipsoid((0.55 * long, 0.93 * wide, 0.62 * high), (0.5 * long, 0, 0.22 * high), power)
     thing.add("window", nose, paints.new(0.0, GLASS), "a {} nose window")
@@ -266,16 +263,14 @@ def _hull(length: float, width: float, depth: float, sheer: float) -> tuple[Trim
     return hull, solid.loft(np.stack([low, outline]))
 
 
-def _sail(corners: list[tuple[float, float]], belly: float) -> Trimesh:
+def _sail(corners: list[Point], belly: float) -> Trimesh:
     """A triangular sail in (x, z) that bellies out along y."""
     (a, b, c), steps = np.array(corners), np.linspace(0, 1, 8)
-    rings = []
+    rings, u = [], np.linspace(0, 1, 7)
     for t in steps:
         left, right = a + t * (c - a), b + t * (c - b)
-        u = np.linspace(0, 1, 7)[:, None]
-        line = left + u * (right - left)
-        bulge = belly * np.sin(np.pi * u[:, 0]) * (1 - t) + 0.02
-        front = np.stack([line[:, 0], bulge, line[:, 1]], -1)
+        line = left + u[:, None] * (right - left)
+        front = np.insert(line, 1, belly * np.sin(np.pi * u) * (1 - t) + 0.02, axis=1)
         rings.append(np.concatenate([front, (front - [0, 0.03, 0])[::-1]]))
     return solid.loft(np.stack(rings))
 
