@@ -7,7 +7,7 @@ from trimesh import Trimesh
 
 from condense.synthetic import primitives as solid
 from condense.synthetic.primitives import pair
-from condense.synthetic.things import Dice, Paints, Thing
+from condense.synthetic.things import NUMBERS, Dice, Paints, Thing
 
 
 def four_legs(dice: Dice, length: float, width: float, height: float, style: str) -> list[Trimesh]:
@@ -147,8 +147,8 @@ def sofa(dice: Dice) -> Thing:
     cushions = paints.like(fabric, 0.4, 0.5)
     shift = _evenly(seats, each)
     pads = [solid.superellipsoid((depth / 2 - 0.05, each / 2, 0.09), (0.06, y, floor + 0.27), soft) for y in shift]
-    name = ("a single", "two", "three")[seats - 1]
-    thing.add("seat", pads, cushions, f"{name} {{}} seat cushion{'s' if seats > 1 else ''}")
+    words = f"{NUMBERS[seats]} {{}} seat cushions" if seats > 1 else "a single {} seat cushion"
+    thing.add("seat", pads, cushions, words)
     z = floor + 0.2 + tall / 2
     if dice.chance(0.5):
         rear = [solid.box((0.2, inner + 2 * arm, tall), (-depth / 2 + 0.1, 0, z), 0.06)]
@@ -174,7 +174,7 @@ def sofa(dice: Dice) -> Thing:
         tilt = solid.rotation((0, 1, 0), -14, (-depth / 2 + 0.33, 0, floor + 0.5))
         words = "a {} throw pillow" if len(spots) == 1 else "two {} throw pillows"
         thing.add("pillow", [solid.moved(p, rotate=tilt) for p in throw], paints.new(0.6), words)
-    thing.adjectives.append(("one-seat", "two-seat", "three-seat")[seats - 1])
+    thing.adjectives.append(f"{NUMBERS[seats]}-seat")
     return thing
 
 
@@ -231,7 +231,7 @@ def shelf(dice: Dice) -> Thing:
     thing.add("frame", sides, wood, phrase)
     levels = np.linspace(0.06, height - 0.02, boards)
     planks = [solid.box((depth, width, 0.035), (0, 0, z)) for z in levels]
-    thing.add("board", planks, paints.like(wood), f"{('three', 'four', 'five')[boards - 3]} {{}} boards")
+    thing.add("board", planks, paints.like(wood), f"{NUMBERS[boards]} {{}} boards")
     gap = levels[1] - levels[0]
     covers = [paints.new(0.1) for _ in range(3)]
     filled = dice.u(0.3, 0.9)
@@ -318,7 +318,7 @@ def bench(dice: Dice) -> Thing:
         bars = [solid.box((0.035, length, 0.09), (0, 0, z)) for z in np.linspace(0.14, 0.4, rails)]
         posts = [solid.box((0.05, 0.05, 0.44), (-0.03, y * length / 2.4, 0.22)) for y in (-1, 1)]
         back = solid.moved(solid.joined([*bars, *posts]), (-depth / 2, 0, height), _lean(dice, 5))
-        thing.add("back", back, paints.like(wood), f"a back of {('two', 'three')[rails - 2]} {{}} rails")
+        thing.add("back", back, paints.like(wood), f"a back of {NUMBERS[rails]} {{}} rails")
     metal = paints.new(0.15)
     style = dice.pick("block", "crossed", "square")
     if style == "block":

@@ -30,6 +30,7 @@ COLOURS: dict[str, Colour] = {
     "grey": (0.52, 0.53, 0.55),
     "black": (0.15, 0.15, 0.17),
 }
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 # Part names of all classes; a part's id is its place here, counted from 1. A leg is a leg on any class.
 PARTS = (
     *("seat", "back", "leg", "armrest", "top", "drawer", "base", "pillow", "mattress", "frame", "headboard"),

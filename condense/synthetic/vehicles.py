@@ -7,7 +7,7 @@ from trimesh import Trimesh
 
 from condense.synthetic import primitives as solid
 from condense.synthetic.primitives import pair
-from condense.synthetic.things import Dice, Material, Paints, Thing
+from condense.synthetic.things import NUMBERS, Dice, Material, Paints, Thing
 
 Point = tuple[float, float]
 GLASS = ("black", "blue", "grey", "white", "teal")
@@ -34,9 +34,9 @@ def _wheels(axles: list[float], radius: float, track: float, thick: float) -> li
     return [wheel for x in axles for wheel in pair(solid.frustum((x, near, radius), (x, far, radius), radius))]
 
 
-def _hubs(thing: Thing, paints: Paints, axles: list[float], radius: float, track: float, count: str) -> None:
+def _hubs(thing: Thing, paints: Paints, axles: list[float], radius: float, track: float) -> None:
     """Wheels with hubs of a second colour."""
-    thing.add("wheel", _wheels(axles, radius, track, 0.2), paints.new(0.05), f"{count} {{}} wheels")
+    thing.add("wheel", _wheels(axles, radius, track, 0.2), paints.new(0.05), f"{NUMBERS[2 * len(axles)]} {{}} wheels")
     thing.add("wheel", _wheels(axles, 0.5 * radius, track, 0.23), paints.new(0.0))
 
 
@@ -73,7 +73,7 @@ def car(dice: Dice) -> Thing:
     else:
         slab = solid.box(((d - c) * x + 0.05, 0.8 * width, 0.05), ((c + d) / 2 * x, 0, roof + 0.01), 0.02)
         thing.add("roof", slab, paints.like(paint, 0.6), "a {} roof")
-    _hubs(thing, paints, [-0.58 * x, 0.6 * x], radius, width - 0.06, "four")
+    _hubs(thing, paints, [-0.58 * x, 0.6 * x], radius, width - 0.06)
     lamps = pair(solid.ellipsoid((0.05, 0.08, 0.06), (x - 0.02, 0.34 * width, nose_z - 0.08), 12))
     thing.add("light", lamps, paints.new(0.0, BEAM), "two {} headlights")
     if style in ("sports", "saloon") and dice.chance(0.45):
@@ -131,7 +131,7 @@ def truck(dice: Dice) -> Thing:
     side = solid.box((0.45 * cab, 0.99 * width, 0.24), (front - (0.68 if nose else 0.5) * cab, 0, floor + tall - 0.22))
     thing.add("window", [pane, side], glass, "{} windows")
     axles = [front - 0.5 * cab, back + 0.35, *([back + 0.35 + 2.3 * radius] if dice.chance(0.6) else [])]
-    _hubs(thing, paints, axles, radius, width - 0.1, "six" if len(axles) == 3 else "four")
+    _hubs(thing, paints, axles, radius, width - 0.1)
     lamps = pair(solid.ellipsoid((0.04, 0.07, 0.07), (front, 0.36 * width, floor), 10))
     thing.add("light", lamps, paints.new(0.0, BEAM), "two {} headlights")
     thing.adjectives.append({"box": "delivery", "tank": "tanker", "flat bed": "flatbed", "tipper": "dump"}[load])
@@ -196,7 +196,7 @@ def aeroplane(dice: Dice) -> Thing:
             pod = np.array([0.28 - share * sweep, share * span, level + share * lift - 0.1])
             path = [pod + np.array([shift, 0, 0]) for shift in (0.15, 0.05, -0.16)]
             pods += pair(solid.tube(np.stack(path), [0.07, 0.085, 0.05], 14))
-        thing.add("engine", pods, paints.new(0.1), f"{('two', 'four')[len(stations) - 1]} {{}} jet engines")
+        thing.add("engine", pods, paints.new(0.1), f"{NUMBERS[2 * len(stations)]} {{}} jet engines")
     else:
         blades = _blades(np.array([1.03, 0, -0.02]), 0, dice.u(0.28, 0.36), dice.whole(2, 4), 0.07, dice.u(0, 90))
         blades.append(solid.frustum((0.97, 0, -0.02), (1.1, 0, -0.02), 0.06, 0.0))
@@ -228,8 +228,7 @@ def helicopter(dice: Dice) -> Thing:
     sweep = _blades(hub, 2, dice.u(0.62, 0.82), blades, 0.1, dice.u(0, 90))
     rotor = [*sweep, solid.frustum((0, 0, 0.8 * high), np.add(hub, (0, 0, 0.03)), 0.045)]
     small = [solid.box(size, (tail - 0.05, 0.07, 0.32)) for size in ((0.05, 0.02, 0.4), (0.4, 0.02, 0.05))]
-    count = ("two", "three", "four", "five")[blades - 2]
-    thing.add("rotor", [*rotor, *small], paints.new(0.15), f"a {{}} rotor with {count} blades")
+    thing.add("rotor", [*rotor, *small], paints.new(0.15), f"a {{}} rotor with {NUMBERS[blades]} blades")
     ground = -high - 0.16
     if dice.chance(0.65):
         runner = [(-0.5 * long - 0.1, wide, ground), (0.6 * long, wide, ground)]

@@ -6,7 +6,7 @@ import numpy as np
 from trimesh import Trimesh
 
 from condense.synthetic import primitives as solid
-from condense.synthetic.things import Dice, Paints, Thing
+from condense.synthetic.things import NUMBERS, Dice, Paints, Thing
 
 
 def _hollow(outline: np.ndarray, wall: float, floor: float) -> np.ndarray:
@@ -196,7 +196,7 @@ def plant(dice: Dice) -> Thing:
             tips.append(solid.ellipsoid((size, size, 0.7 * size), tip, 12))
         leaves = [_leaf(dice.u(0.25, 0.35), 0.07, a, 45, 70, top) for a in np.arange(5) * 1.26]
         thing.add("leaf", leaves, green, "{} leaves")
-        thing.add("flower", tips, bloom, f"{('three', 'four', 'five')[heads - 3]} {{}} flowers")
+        thing.add("flower", tips, bloom, f"{NUMBERS[heads]} {{}} flowers")
         thing.add("stem", stems, paints.like(green, 0.7), "thin {} stems")
     thing.add("pot", pot, paints.new(0.5), f"a {{}} {form} pot")
     if dice.chance(0.3):
