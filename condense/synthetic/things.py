@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -87,17 +87,16 @@ class Paints:
         self.dice = dice
         self.left: list[str] = []
 
-    def colour(self, among: Sequence[str] = ()) -> str:
+    def colour(self) -> str:
         """The next colour name."""
-        if among:
-            return self.dice.pick(*among)
         if not self.left:
             self.left = [str(name) for name in self.dice.rng.permutation(list(COLOURS))]
         return self.left.pop()
 
     def new(self, patterned: float = 0.45, among: Sequence[str] = ()) -> Material:
         """A material, patterned so often; with its first colour `among` some, if given."""
-        dice, first = self.dice, self.colour(among)
+        dice = self.dice
+        first = dice.pick(*among) if among else self.colour()
         a, gloss = shade_of(dice, first), dice.u(0.0, 0.25)
         if not dice.chance(patterned):
             return Material(tx.Plain(a), first, first, gloss)
@@ -109,18 +108,15 @@ class Paints:
         second = self.colour()
         b = shade_of(dice, second)
         axis = dice.pick((0.0, 0.0, 1.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.6, 0.0, 0.8))
-        pattern: Texture
-        if style == "stripes":
-            pattern = tx.Stripes(a, b, dice.u(0.12, 0.26), axis)
-        elif style == "checks":
-            pattern = tx.Checks(a, b, dice.u(0.18, 0.32))
-        elif style == "spots":
-            pattern = tx.Spots(a, b, dice.u(0.16, 0.26))
-        elif style == "gradient":
-            pattern = tx.Gradient(a, b, axis, dice.u(0.25, 0.45))
-        else:
-            pattern = tx.Marble(a, b, dice.u(0.2, 0.35), dice.whole(0, 99))
-        return Material(pattern, f"{first} and {second} {pattern.pattern}", first, gloss)
+        make: dict[str, Callable[[], Texture]] = {
+            "stripes": lambda: tx.Stripes(a, b, dice.u(0.12, 0.26), axis),
+            "checks": lambda: tx.Checks(a, b, dice.u(0.18, 0.32)),
+            "spots": lambda: tx.Spots(a, b, dice.u(0.16, 0.26)),
+            "gradient": lambda: tx.Gradient(a, b, axis, dice.u(0.25, 0.45)),
+            "marble": lambda: tx.Marble(a, b, dice.u(0.2, 0.35), dice.whole(0, 99)),
+        }
+        texture = make[style]()
+        return Material(texture, f"{first} and {second} {texture.pattern}", first, gloss)
 
     def like(self, other: Material, probability: float = 0.4, patterned: float = 0.3) -> Material:
         """The other material so often, else a new one."""
