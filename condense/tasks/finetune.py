@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from condense.backbone3d import SparseUNet, recalibrate_batch_norm
-from condense.joint import draw_recolour, network_inputs, recoloured
+from condense.batches import draw_recolour, recoloured
+from condense.model import network_inputs
 from condense.voxels import VoxelScene, batch_scenes, input_features, random_turn
 
 LEVELS = ("scene", "voxel")
