@@ -110,6 +110,17 @@ class PretrainParams:
 
 
 @dataclass(frozen=True)
+class SegmentationParams:
+    """Fine-tuning for part and semantic segmentation."""
+
+    part_steps: int = 80
+    part_batch: int = 4  # objects a step
+    semantic_steps: int = 60
+    semantic_batch: int = 1  # rooms a step: a room is as large as seven objects
+    lr: float = 3e-3
+
+
+@dataclass(frozen=True)
 class Params:
     """Every setting of a run."""
 
@@ -121,6 +132,7 @@ class Params:
     links: LinksParams = field(default_factory=LinksParams)
     teacher: TeacherParams = field(default_factory=TeacherParams)
     pretrain: PretrainParams = field(default_factory=PretrainParams)
+    segmentation: SegmentationParams = field(default_factory=SegmentationParams)
 
 
 def parse(cls: Any, values: dict[str, Any], where: str) -> Any:

@@ -1,0 +1,302 @@
+"""Part segmentation of objects and semantic segmentation of rooms, voxel by voxel.
+
+The truth of a voxel is the label of the nearest point of the capture's labelled surface. Frozen features are
+scored by a linear probe whose regularisation is chosen on VAL captures; whole networks are fine-tuned. "1 % of
+labels" is 1 % of the labelled voxels, drawn one by one over all training captures; every method sees the same
+draws. TEST captures are looked at once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from condense.backbone3d import load_net3d
+from condense.captures.capture import Capture
+from condense.links import Links, load_links
+from condense.metrics import confusion, segmentation_scores
+from condense.model import voxel_features
+from condense.params import SegmentationParams
+from condense.tasks.finetune import finetune
+from condense.tasks.probes import Probe, fit_probe
+from condense.voxels import VoxelScene
+
+REACH = 1.5  # voxels from a surface point within which a voxel has its label
+SHOTS, DRAWS = 5, 3  # labelled objects a class; draws of labels where few are drawn
+MOST = 40_000  # voxels that one probe is fitted on; of more, so many are drawn
+KINDS = {"part": "object", "semantic": "room"}  # benchmark: kind of capture
+Confusions = dict[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Points on a capture's true surface.
+
+    Args:
+        points: [P, 3] float, world units.
+        labels: [P] int, numbers of parts or of semantic classes; 0 = none.
+    """
+
+    points: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+PLY_TYPES = {"float": "<f4", "float32": "<f4", "double": "<f8", "uchar": "u1", "uint8": "u1", "int": "<i4"}
+
+
+def read_surface(data: bytes) -> Surface:
+    """The surface in a binary little-endian PLY file whose vertices have x, y, z and `part`.
+
+    Raises:
+        ValueError: it is another kind of file, lacks a property, or is cut short.
+    """
+    header, found, body = data.partition(b"end_header\n")
+    lines = [line.split() for line in header.decode("ascii", "replace").splitlines()]
+    if not found or ["format", "binary_little_endian", "1.0"] not in lines:
+        raise ValueError("a labelled surface must be a binary little-endian PLY file")
+    count = next((int(line[2]) for line in lines if line[:2] == ["element", "vertex"]), 0)
+    layout = np.dtype([(line[2], PLY_TYPES[line[1]]) for line in lines if line[0] == "property" and len(line) == 3])
+    lacking = {"x", "y", "z", "part"} - set(layout.names or ())
+    if lacking:
+        raise ValueError(f"the surface has no {', '.join(sorted(lacking))}")
+    if len(body) < count * layout.itemsize:
+        raise ValueError(f"the surface is cut short: {len(body)} bytes for {count} points of {layout.itemsize}")
+    rows = np.frombuffer(body, layout, count)
+    return Surface(np.stack([rows[axis] for axis in "xyz"], 1).astype(np.float32), rows["part"].astype(np.int64))
+
+
+def voxel_labels(scene: VoxelScene, surface: Surface, reach: float = REACH) -> NDArray[np.int64]:
+    """[N] the label of the surface point nearest to each voxel's centre; 0 where none is within `reach` voxels."""
+    limit = reach * scene.grid.voxel_size
+    _, nearest = cKDTree(surface.points).query(scene.centres.numpy(), distance_upper_bound=limit)
+    return np.append(surface.labels, 0)[nearest]  # a voxel without a neighbour gets the index one past the last
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """One benchmark: captures whose voxels have labels.
+
+    Args:
+        name: "part" or "semantic".
+        names: [C] of the labels; the first stands for "no label".
+        paths: of the captures' links.
+        labels: of each capture, [N] uint8 place in `names`.
+        classes: [K] class of each capture.
+        splits: [K] "train", "val" or "test".
+    """
+
+    name: str
+    names: tuple[str, ...]
+    paths: tuple[Path, ...]
+    labels: tuple[NDArray[np.uint8], ...]
+    classes: NDArray[np.str_]
+    splits: NDArray[np.str_]
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """The captures of a split."""
+        return np.flatnonzero(self.splits == split)
+
+    @property
+    def coverage(self) -> float:
+        """Share of voxels that have a label."""
+        return float(np.concatenate(self.labels).astype(bool).mean())
+
+
+def read_segmented(captures: Sequence[Capture], links: Path, name: str) -> Segmented | None:
+    """The benchmark on the linked captures of a folder; None without a labelled capture in train and test.
+
+    Labels of one name are one label, over all captures. Classes that pre-training never saw are left out.
+    """
+    chosen = [capture for capture in captures if _usable(capture, links, name)]
+    if {"train", "test"} - {capture.meta["split"] for capture in chosen}:
+        return None
+    parts = [{int(number): part for number, part in capture.meta["parts"].items()} for capture in chosen]
+    names = ("none", *sorted({part for numbers in parts for part in numbers.values()}))
+    paths = tuple(links / f"{capture.name}.safetensors" for capture in chosen)
+    labels = []
+    for capture, numbers, path in zip(chosen, parts, paths, strict=True):
+        place = np.zeros(256, np.uint8)  # of each number that a byte can hold
+        place[list(numbers)] = [names.index(part) for part in numbers.values()]
+        found = voxel_labels(load_links(path, ()).scene, read_surface(capture.folder.read("points.ply")))
+        labels.append(place[found])
+    metas = [capture.meta for capture in chosen]
+    classes, splits = (np.array([meta[key] for meta in metas], np.str_) for key in ("class", "split"))
+    return Segmented(name, names, paths, tuple(labels), classes, splits)
+
+
+def _usable(capture: Capture, links: Path, name: str) -> bool:
+    meta = capture.meta
+    return (
+        meta.get("kind") == KINDS[name]
+        and {"parts", "class", "split"} <= set(meta)
+        and not meta.get("heldout_class")
+        and capture.folder.exists("points.ply")
+        and (links / f"{capture.name}.safetensors").is_file()
+    )
+
+
+def draw_labels(task: Segmented, share: float, seed: int, draw: int) -> dict[int, NDArray[np.int64]]:
+    """{training capture: rows of its voxels} of `share` of all labelled voxels, drawn one by one."""
+    train = task.rows("train")
+    owner = np.concatenate([np.full(len(task.labels[k]), k) for k in train])
+    row = np.concatenate([np.arange(len(task.labels[k])) for k in train])
+    labelled = np.flatnonzero(np.concatenate([task.labels[k] for k in train]))
+    rng = np.random.default_rng([seed, draw, round(1000 * share)])
+    some = np.sort(rng.permutation(labelled)[: max(1, round(share * len(labelled)))])
+    return {int(k): row[some][owner[some] == k] for k in train}
+
+
+def draw_objects(task: Segmented, seed: int, draw: int, shots: int = SHOTS) -> dict[int, NDArray[np.int64]]:
+    """{training capture: rows of its labelled voxels} of `shots` captures of each class."""
+    rng = np.random.default_rng([seed, draw])
+    order = rng.permutation(task.rows("train"))
+    of_class = task.classes[order]
+    drawn = np.concatenate([order[of_class == name][:shots] for name in np.unique(of_class)])
+    return {int(k): np.flatnonzero(task.labels[k]) for k in np.sort(drawn)}
+
+
+def settings(task: Segmented, seed: int) -> dict[str, list[dict[int, NDArray[np.int64]]]]:
+    """{setting: the labels of each draw} of the probes of one benchmark."""
+    draws = range(DRAWS)
+    chosen = {
+        f"{task.name}_probe_1pct": [draw_labels(task, 0.01, seed, draw) for draw in draws],
+        f"{task.name}_probe_10pct": [draw_labels(task, 0.1, seed, 0)],
+        f"{task.name}_probe": [draw_labels(task, 1.0, seed, 0)],
+    }
+    if task.name == "part":
+        chosen[f"part_few_shot_{SHOTS}"] = [draw_objects(task, seed, draw) for draw in draws]
+    return chosen
+
+
+def colour_position(links: Links) -> Tensor:
+    """[N, 5] what a voxel shows without any learning: colour, height, and distance from the vertical axis."""
+    scene = links.scene
+    at = scene.coords.float() - scene.coords.float().mean(0)
+    return torch.cat([scene.colour, at[:, 2:], at[:, :2].norm(dim=1, keepdim=True)], dim=1)
+
+
+HAND_MADE: dict[str, Callable[[Links], Tensor]] = {"lift": lambda links: links.lifted, "colour": colour_position}
+
+
+def features(source: Path | str, paths: Sequence[Path]) -> list[Tensor]:
+    """Features [N, D] of the voxels of linked captures.
+
+    Args:
+        source: the folder of a network; "lift" for the teacher's features carried to the voxels, or "colour".
+        paths: of the links.
+    """
+    links = [load_links(path, ()) for path in paths]
+    if isinstance(source, str):
+        return [HAND_MADE[source](each) for each in links]
+    return voxel_features(load_net3d(source), [each.scene for each in links])
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one source of features achieves.
+
+    Args:
+        confusions: {setting: [draws, test captures, C, C]} counts of voxels, true class first.
+        probes: {setting: the probe of the first draw}.
+    """
+
+    confusions: Confusions
+    probes: dict[str, Probe]
+
+
+def probe(source: Path | str, task: Segmented, seed: int, evaluate: str = "test") -> Result:
+    """Linear probes on frozen features, all settings of one benchmark. One job of `parallel_map`.
+
+    Args:
+        source: as of `features`.
+        task: the benchmark.
+        seed: of the draws of labels, the same for every source.
+        evaluate: the split that is scored; "val" while tuning.
+    """
+    values = features(source, task.paths)
+    labels = [torch.from_numpy(label.astype(np.int64)) for label in task.labels]
+    val = _gather(values, labels, {int(k): np.flatnonzero(task.labels[k]) for k in task.rows("val")}, seed)
+    confusions, probes = {}, {}
+    for setting, draws in settings(task, seed).items():
+        fitted = [fit_probe(*_gather(values, labels, rows, seed), *val, len(task.names)) for rows in draws]
+        tested = [[each.predict(values[k]) for k in task.rows(evaluate)] for each in fitted]
+        confusions[setting] = np.stack([_confusions(task, evaluate, predicted) for predicted in tested])
+        probes[setting] = fitted[0]
+    return Result(confusions, probes)
+
+
+def _gather(
+    values: Sequence[Tensor], labels: Sequence[Tensor], rows: Mapping[int, NDArray[np.int64]], seed: int
+) -> tuple[Tensor, Tensor]:
+    """Features [M, D] and labels [M] of voxels; MOST of them, drawn evenly, where there are more."""
+    if not rows:
+        return values[0][:0], labels[0][:0]
+    x = torch.cat([values[k][torch.from_numpy(some)] for k, some in rows.items()])
+    y = torch.cat([labels[k][torch.from_numpy(some)] for k, some in rows.items()])
+    kept = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(y))[:MOST]))
+    return x[kept], y[kept]
+
+
+def _confusions(task: Segmented, split: str, predicted: Sequence[Tensor]) -> NDArray[np.int64]:
+    """[captures of the split, C, C]."""
+    pairs = zip(task.rows(split), predicted, strict=True)
+    return np.stack([confusion(each.numpy(), task.labels[k], len(task.names)) for k, each in pairs])
+
+
+def fine_tune(
+    folder: Path,
+    task: Segmented,
+    share: float,
+    params: SegmentationParams,
+    seed: int,
+    draw: int,
+    evaluate: str = "test",
+) -> NDArray[np.int64]:
+    """[1, test captures, C, C] confusions of a network fine-tuned on a share of labels. One job of `parallel_map`.
+
+    Args:
+        folder: of the network to start from.
+        task: the benchmark.
+        share: of the labelled voxels.
+        params: steps, captures a step and learning rate.
+        seed: of the labels, and of training.
+        draw: which draw of labels.
+        evaluate: the split that is scored; "val" while tuning.
+    """
+    scenes = {int(k): load_links(task.paths[k], ()).scene for split in ("train", evaluate) for k in task.rows(split)}
+    targets = []
+    for k, some in draw_labels(task, share, seed, draw).items():
+        target = torch.zeros(len(task.labels[k]), dtype=torch.int64)
+        target[torch.from_numpy(some)] = torch.from_numpy(task.labels[k][some].astype(np.int64))
+        targets.append(target)
+    model = finetune(
+        load_net3d(folder),
+        [scenes[int(k)] for k in task.rows("train")],
+        targets,
+        len(task.names),
+        steps=params.part_steps if task.name == "part" else params.semantic_steps,
+        batch=params.part_batch if task.name == "part" else params.semantic_batch,
+        lr=params.lr,
+        seed=seed + draw,
+        level="voxel",
+    )
+    return _confusions(task, evaluate, model.predict([scenes[int(k)] for k in task.rows(evaluate)]))[None]
+
+
+def tabulate(confusions: Mapping[str, Mapping[str, NDArray[np.int64]]]) -> dict[str, dict[str, Any]]:
+    """The metric file from {method: {setting: [seeds and draws, captures, C, C]}}: mIoU, and mean accuracy."""
+    metrics: dict[str, dict[str, Any]] = {}
+    for method, rows in confusions.items():
+        for setting, counts in rows.items():
+            scores = segmentation_scores(counts)
+            metrics.setdefault(method, {})[f"{setting}_miou"] = scores["miou"]
+            metrics[method][f"{setting}_macc"] = scores["macc"]
+    return metrics
