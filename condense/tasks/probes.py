@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from condense.metrics import mean_iou
 
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)  # L2 regularisation tried on VAL, strongest first
+BALANCE = 0.5  # a class of n samples weighs n^-BALANCE a sample: 0 as they come, 1 all classes alike
 ITERATIONS = 25  # of L-BFGS at each strength, starting where the stronger one ended
 
 
@@ -70,14 +71,15 @@ def fit_probe(x: Tensor, y: Tensor, val_x: Tensor, val_y: Tensor, classes: int) 
 
 
 def _minimise(start: Tensor, x: Tensor, y: Tensor, strength: float) -> Tensor:
-    """Cross-entropy + strength/2 |weights|^2, from `start` [C, D + 1]."""
+    """Balanced cross-entropy + strength/2 |weights|^2, from `start` [C, D + 1]."""
+    rarity = torch.bincount(y).to(x) ** -BALANCE
     parameters = start.clone().requires_grad_()
     optimiser = torch.optim.LBFGS([parameters], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
         weight = parameters[:, :-1]
-        loss = cross_entropy(x @ weight.T + parameters[:, -1], y) + strength / 2 * weight.square().sum()
+        loss = cross_entropy(x @ weight.T + parameters[:, -1], y, rarity) + strength / 2 * weight.square().sum()
         loss.backward()
         return loss
 

@@ -8,7 +8,7 @@ draws. TEST captures are looked at once, at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from condense.backbone3d import load_net3d
 from condense.captures.capture import Capture
@@ -183,20 +184,19 @@ def colour_position(links: Links) -> Tensor:
     return torch.cat([scene.colour, at[:, 2:], at[:, :2].norm(dim=1, keepdim=True)], dim=1)
 
 
-HAND_MADE: dict[str, Callable[[Links], Tensor]] = {"lift": lambda links: links.lifted, "colour": colour_position}
-
-
 def features(source: Path | str, paths: Sequence[Path]) -> list[Tensor]:
-    """Features [N, D] of the voxels of linked captures.
+    """Features [N, D] of the voxels of linked captures; those of networks have unit length, as wherever they serve.
 
     Args:
-        source: the folder of a network; "lift" for the teacher's features carried to the voxels, or "colour".
+        source: the folder of a network; "lift" for the teacher's features carried to the voxels; "colour_position".
         paths: of the links.
     """
     links = [load_links(path, ()) for path in paths]
-    if isinstance(source, str):
-        return [HAND_MADE[source](each) for each in links]
-    return voxel_features(load_net3d(source), [each.scene for each in links])
+    if source == "colour_position":
+        return [colour_position(each) for each in links]
+    if source == "lift":
+        return [normalize(each.lifted, dim=1) for each in links]
+    return [normalize(each, dim=1) for each in voxel_features(load_net3d(Path(source)), [one.scene for one in links])]
 
 
 @dataclass(frozen=True)
