@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor
 
 from condense.captures.folder import Folder
+from condense.datasets.ply import vertices
+from condense.datasets.scenes import GREY
 from condense.voxels import VoxelScene, voxelise_points
 
 FILE = "points.ply"
-KINDS = {"float": "<f4", "uchar": "u1"}  # all that the generator writes
-GREY = 0.5  # colour of a point without colour: the 3D network sees 0
+RGB = ("red", "green", "blue")
 
 
 @dataclass(frozen=True)
@@ -37,26 +39,21 @@ def read_points(folder: Folder) -> SurfacePoints | None:
     """The surface points of a capture; None where it has none (photographs).
 
     Raises:
-        ValueError: the file is not a binary PLY such as the generator writes, or it ends early.
+        ValueError: the file is damaged or lacks one of these columns.
     """
     if not folder.exists(FILE):
         return None
-    head, end, body = folder.read(FILE).partition(b"end_header\n")
-    lines = [line.split() for line in head.decode("latin-1").splitlines()]
-    count = next((int(words[2]) for words in lines if words[:2] == ["element", "vertex"]), 0)
-    fields = [(words[2], KINDS[words[1]]) for words in lines if words[:1] == ["property"] and words[1] in KINDS]
-    kind = np.dtype(fields)
-    wanted = {"x", "y", "z", "nx", "ny", "nz", "red", "green", "blue", "part"}
-    if not end or not count or wanted - set(kind.names or ()) or len(body) < count * kind.itemsize:
-        raise ValueError(f"{FILE} in {folder.path.name} is not a whole PLY file of labelled points")
-    table = np.frombuffer(body, kind, count)
+    try:
+        table = vertices(io.BytesIO(folder.read(FILE)))
+        points, normals, rgb = (columns(table, names) for names in (("x", "y", "z"), ("nx", "ny", "nz"), RGB))
+        return SurfacePoints(points, normals, rgb / 255, torch.from_numpy(table["part"].astype(np.int64)))
+    except ValueError as error:
+        raise ValueError(f"{FILE} in {folder.path.name}: {error}") from error
 
-    def columns(*names: str) -> Tensor:
-        return torch.from_numpy(np.stack([table[name].astype(np.float32) for name in names], axis=1))
 
-    colours = columns("red", "green", "blue") / 255
-    parts = torch.from_numpy(table["part"].astype(np.int64))
-    return SurfacePoints(columns("x", "y", "z"), columns("nx", "ny", "nz"), colours, parts)
+def columns(table: np.ndarray, names: tuple[str, ...]) -> Tensor:
+    """[P, len(names)] float32 of a structured array [P]."""
+    return torch.from_numpy(np.stack([table[name].astype(np.float32) for name in names], axis=1))
 
 
 def scene_of_points(points: Tensor, resolution: int) -> VoxelScene:
