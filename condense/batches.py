@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condense.links import Links
+from condense.links import LinkedView, Links
 from condense.params import PretrainParams
 from condense.rayoperator import RayOperator, stack_operators
-from condense.voxels import VoxelBatch, batch_scenes, random_turn
+from condense.voxels import Turn, VoxelBatch, batch_scenes, cell_means, random_turn
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,24 @@ class Batch:
 
     Args:
         voxels: the captures' scenes, turned and recoloured.
-        visible: [N] 1 where the 3D network sees the colour.
+        visible: [M] 1 where the 3D network sees the colour.
+        captures: the captures, in the order of `voxels`,
+        turns: and how each was turned.
+        views: of each capture, in the order of the rows.
         operator: [rows, N] of all views of all captures.
         images: of the views the student sees, each [H, W, 3] uint8.
         recolour: of each such image, an affine map of colours [3, 4].
         student_rows: [K] rows of `operator` that the student's cells are, in the order of `images`.
-        teacher: [K, D] the frozen network's features there.
+        teacher: [rows, D] the frozen network's features.
         lifted: [N, D] and
         seen: [N]: see `Links`.
     """
 
     voxels: VoxelBatch
     visible: Tensor
+    captures: list[Links]
+    turns: list[Turn]
+    views: list[list[LinkedView]]
     operator: RayOperator
     images: list[Tensor]
     recolour: list[Tensor]
@@ -68,33 +74,42 @@ def draw_batch(captures: Sequence[Links], params: PretrainParams, seed: int, ste
     """The batch of a step: captures in random order, while they fit; fewer than wanted are all taken."""
     rng = np.random.default_rng([seed, step])
     chosen = _that_fit([captures[i] for i in rng.permutation(len(captures))], params.captures, params.voxels)
-    operators, images, rows, teacher, colours, visible = [], [], [], [], [], []
+    operators, views, images, rows, colours = [], [], [], [], []
     first = 0
     for links in chosen:
-        views = [links.views[i] for i in rng.permutation(len(links.views))[: params.views]]
-        operators.append(stack_operators([view.operator for view in views], block_diagonal=False))
-        for place, view in enumerate(views):
-            cells = view.cells[0] * view.cells[1]
+        some = [links.views[i] for i in rng.permutation(len(links.views))[: params.views]]
+        operators.append(stack_operators([view.operator for view in some], block_diagonal=False))
+        for place, view in enumerate(some):
+            cells = len(view.teacher)
             if place < params.student_views:
                 images.append(view.image)
-                teacher.append(view.teacher)
                 rows.append(torch.arange(first, first + cells))
             first += cells
+        views.append(some)
         colours.append(recoloured(links.scene.colour, draw_recolour(rng, params.recolour)))
-        hidden = rng.uniform() if rng.uniform() < params.hide_colour else 0.0  # share of voxels without colour
-        visible.append(torch.from_numpy(rng.uniform(size=len(links.scene)) >= hidden).float())
-    voxels = batch_scenes([links.scene for links in chosen], [random_turn(rng) for _ in chosen])
+    turns = [random_turn(rng, params.any_angle) for _ in chosen]
+    voxels = batch_scenes([links.scene for links in chosen], turns)
     return Batch(
-        voxels=dataclasses.replace(voxels, colour=torch.cat(colours)),
-        visible=torch.cat(visible),
+        voxels=dataclasses.replace(voxels, colour=cell_means(torch.cat(colours), voxels.rows, len(voxels.coords))),
+        visible=draw_visible(rng, voxels, params),
+        captures=chosen,
+        turns=turns,
+        views=views,
         operator=stack_operators(operators),
         images=images,
         recolour=[draw_recolour(rng, params.recolour_images) for _ in images],
         student_rows=torch.cat(rows),
-        teacher=torch.cat(teacher).float(),
+        teacher=torch.cat([view.teacher for some in views for view in some]).float(),
         lifted=torch.cat([links.lifted for links in chosen]),
         seen=torch.cat([links.seen for links in chosen]),
     )
+
+
+def draw_visible(rng: np.random.Generator, voxels: VoxelBatch, params: PretrainParams) -> Tensor:
+    """[M] 0 where a voxel's colour is hidden: in a share `hide_colour` of the scenes, some share of their voxels."""
+    hidden = [rng.uniform() if rng.uniform() < params.hide_colour else 0.0 for _ in voxels.sizes]
+    share = torch.tensor(hidden)[voxels.coords[:, 0].long()]
+    return (torch.from_numpy(rng.uniform(size=len(share))) >= share).float()
 
 
 def _that_fit(captures: Sequence[Links], most: int, voxels: int) -> list[Links]:

@@ -1,4 +1,4 @@
-"""The command line: `condense doctor | generate | notebook | run`."""
+"""The command line: `condense doctor | sets | generate | notebook | run`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands.add_parser("doctor", help="say what is wrong with the captures in a folder")
     command.add_argument("folder", type=Path, help="a capture or a folder of captures (directories or .zip)")
     command.set_defaults(run=lambda options: run_doctor(options.folder))
+
+    command = commands.add_parser("sets", help="say what a public data set on disk holds, and what is wrong with it")
+    command.add_argument("name", help="modelnet40, scanobjectnn, shapenetpart, s3dis, scannet, ...")
+    command.add_argument("root", type=Path, help="the folder that the release unpacks to")
+    command.add_argument("--verify", action="store_true", help="read every cloud, which alone finds damaged files")
+    command.set_defaults(run=lambda options: run_sets(options.name, options.root, options.verify))
 
     command = commands.add_parser("generate", help="write the built-in captures")
     command.add_argument("folder", type=Path, help="gets objects/ and rooms/, one .zip a capture")
@@ -51,6 +57,20 @@ def run_doctor(folder: Path) -> int:
         return 1
     print(text)
     return 0 if usable else 1
+
+
+def run_sets(name: str, root: Path, every: bool) -> int:
+    """Prints split sizes, classes and findings; 0 if the data set can be used, else 1."""
+    from condense.datasets.open import describe, open_dataset  # `doctor` need not wait for HDF5
+    from condense.datasets.pointset import verify
+
+    try:
+        point_set = open_dataset(name, root)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(describe(point_set, [*point_set.findings, *(verify(point_set) if every else [])]))
+    return 0
 
 
 def run_generate(folder: Path, seed: int, processes: int) -> int:

@@ -145,10 +145,11 @@ def interval(values: ArrayLike, seed: int = 0) -> dict[str, float | int | None]:
     Every seed is measured on the same captures, so the two are crossed. The pigeonhole bootstrap (Owen 2007)
     draws rows and columns with replacement, independently: unlike a plain mean over seeds, it says how far the
     number would move with other captures too, and it errs on the wide side. The half-width is half the span
-    between the 2.5th and 97.5th percentile.
+    between the 2.5th and 97.5th percentile. Draws of labels that all seeds share are one more crossed factor.
 
     Args:
-        values: [seeds, captures], or [captures] for one seed. Missing values are NaN and are left out.
+        values: [seeds, captures], or [captures] for one seed, or [seeds, draws, captures]. Missing values are NaN
+            and are left out.
         seed: of the bootstrap's own generator.
 
     Returns:
@@ -158,9 +159,9 @@ def interval(values: ArrayLike, seed: int = 0) -> dict[str, float | int | None]:
         ValueError: no values.
     """
     table = np.atleast_2d(np.asarray(values, dtype=float))
-    if table.ndim != 2 or not np.isfinite(table).any():
-        raise ValueError(f"interval wants [seeds, captures] with at least one value, not shape {table.shape}")
-    n = int(np.isfinite(table).any(axis=0).sum())
+    if table.ndim not in (2, 3) or not np.isfinite(table).any():
+        raise ValueError(f"interval wants [seeds, (draws,) captures] with at least one value, not shape {table.shape}")
+    n = int(np.isfinite(table).any(axis=tuple(range(table.ndim - 1))).sum())
     means = _pigeonhole(table, seed) if np.isfinite(table).sum() > 1 else None
     half = None if means is None else float(np.diff(np.percentile(means, [2.5, 97.5]))[0] / 2)
     return {"mean": float(np.nanmean(table)), "ci95": half, "n": n}
@@ -175,7 +176,7 @@ def median_interval(values: ArrayLike, seed: int = 0) -> dict[str, float | int |
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0) -> dict[str, float | int | None]:
-    """`interval` of a - b, both [seeds, captures] on the same seeds and captures, with a two-sided "p".
+    """`interval` of a - b, both [seeds, (draws,) captures] on the same draws and captures, with a two-sided "p".
 
     p is twice the smaller share of bootstrap means on either side of 0, at least 1 / draws. Where the numbers
     of seeds differ, seeds are not paired: the means over seeds are compared, capture by capture.
@@ -190,12 +191,12 @@ def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0) -> dict[str, fl
 
 
 def _pigeonhole(table: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """[DRAWS] means of `table` [seeds, captures] with its rows and columns redrawn."""
+    """[DRAWS] means of `table` [seeds, (draws,) captures], every axis redrawn by itself."""
     rng = np.random.default_rng(seed)
-    seeds, captures = table.shape
-    rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=DRAWS)  # [DRAWS, seeds] times drawn
-    columns = rng.multinomial(captures, np.full(captures, 1 / captures), size=DRAWS)
     present = np.isfinite(table)
-    total = ((rows @ np.where(present, table, 0)) * columns).sum(axis=1)
-    count = ((rows @ present.astype(float)) * columns).sum(axis=1)
+    total, count = np.where(present, table, 0.0), present.astype(float)
+    for axis, size in enumerate(table.shape):
+        times = rng.multinomial(size, np.full(size, 1 / size), size=DRAWS).astype(float)  # [DRAWS, size] times drawn
+        over = "s...,bs->b..." if axis == 0 else "bs...,bs->b..."  # the first axis is what is left of the table
+        total, count = (np.einsum(over, part, times, optimize=True) for part in (total, count))
     return total[count > 0] / count[count > 0]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from condense.backbone2d import ImageBackbone, load_backbone, save_backbone
 from condense.backbone3d import SparseUNet, load_net3d, recalibrate_batch_norm, save_net3d
 from condense.links import as_batch
-from condense.voxels import VoxelScene, batch_scenes, input_features
+from condense.voxels import VoxelBatch, VoxelScene, batch_scenes, input_features
 
 
 class Model(nn.Module):
@@ -21,16 +21,17 @@ class Model(nn.Module):
     Args:
         student: images -> cells; starts as a copy of the frozen network.
         net3d: voxels -> features of the same length.
+        decoder: what else a way of pre-training learns; thrown away after it.
     """
 
-    def __init__(self, student: ImageBackbone, net3d: SparseUNet) -> None:
+    def __init__(self, student: ImageBackbone, net3d: SparseUNet, decoder: nn.Module | None = None) -> None:
         super().__init__()
-        self.student, self.net3d = student, net3d
+        self.student, self.net3d, self.decoder = student, net3d, decoder
 
 
-def new_model(teacher: ImageBackbone, seed: int) -> Model:
+def new_model(teacher: ImageBackbone, seed: int, decoder: nn.Module | None = None) -> Model:
     """The model before training: the student a copy of `teacher`, the 3D network with random weights."""
-    return Model(copy.deepcopy(teacher), SparseUNet(out_channels=teacher.dim, seed=seed))
+    return Model(copy.deepcopy(teacher), SparseUNet(out_channels=teacher.dim, seed=seed), decoder)
 
 
 def student_cells(student: nn.Module, images: Sequence[Tensor], recolour: Sequence[Tensor] | None = None) -> Tensor:
@@ -65,6 +66,12 @@ def load_model(folder: Path) -> Model:
     return Model(load_backbone(folder / "student.safetensors"), load_net3d(folder)).eval()
 
 
+def batch_features(net3d: nn.Module, voxels: VoxelBatch, visible: Tensor | None = None) -> Tensor:
+    """Features [N, D] of all voxels of a batch, in the order of its scenes; `visible` as for `input_features`."""
+    features = net3d(voxels.coords, input_features(voxels, visible), voxels.shape, len(voxels.sizes))
+    return features[voxels.rows]
+
+
 def network_inputs(scenes: Sequence[VoxelScene]) -> tuple[Tensor, Tensor, tuple[int, int, int], int]:
     """The arguments of the 3D network for whole scenes, as captured."""
     batch = batch_scenes(scenes)
@@ -83,5 +90,5 @@ def voxel_features(net3d: SparseUNet, scenes: Sequence[VoxelScene], size: int = 
     result: list[Tensor] = []
     for start in range(0, len(scenes), size):
         some = scenes[start : start + size]
-        result += net3d(*network_inputs(some)).split([len(scene) for scene in some])
+        result += batch_features(net3d, batch_scenes(some)).split([len(scene) for scene in some])
     return result

@@ -84,11 +84,16 @@ class PretrainParams:
     seeds: int = 3
     steps: int = 350
     warmup: int = 20  # steps over which the learning rates rise; then they fall along a cosine
+    share: float = 1.0  # of the training captures that are used
     captures: int = 12  # a step, at most
     voxels: int = 16_000  # a step, at most: a room is as large as seven objects
     views: int = 3  # of each capture that the 3D network is rendered into
     student_views: int = 1  # of those, seen by the student
     cells: int = 1024  # rows contrasted with each other, in each contrastive term
+    consistency: str = "contrast"  # or "cosine"
+    link: str = "render"  # between cells and voxels; or "nearest", the one voxel a cell sees most of
+    lifted: bool = True  # targets are the teacher's features lifted from all views, else those of each view
+    generations: int = 1  # above 1, targets are lifted anew from the student's features, so often in all
     temperature: float = 0.1
     drop_above: float = 0.6  # teacher cosine above which a negative is taken for a false one
     seen_at_least: float = 0.01  # voxels that weigh less in all training views have no target
@@ -96,17 +101,46 @@ class PretrainParams:
     voxels_weight: float = 1.0
     agree_weight: float = 0.1
     prior_weight: float = 0.1
+    colour_weight: float = 1.0  # of the baseline that renders colour and depth
+    depth_weight: float = 1.0
     background: float = 0.25  # weight of cells behind the capture in the prior term
     detach_render: bool = False  # keep the agreement's gradient out of the 3D network
     net3d_lr: float = 3e-3
     student_lr: float = 1e-3
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of each network's gradient
+    any_angle: float = 0.0  # share of scenes turned by any angle; the others by quarter turns
     recolour: float = 0.2  # strength of colour augmentation of voxels
     recolour_images: float = 0.2  # and of images
     hide_colour: float = 0.3  # share of scenes in a step with some voxels' colour hidden
     log_every: int = 10
     checkpoint_every: int = 100
+
+
+@dataclass(frozen=True)
+class BaselineParams:
+    """What another way of pre-training has of its own; all else is as in `PretrainParams`."""
+
+    net3d_lr: float = 3e-3
+    temperature: float = 0.1
+    hide_colour: float = 0.3
+
+
+@dataclass(frozen=True)
+class BaselinesParams:
+    """The other ways of pre-training, in `baselines.py`."""
+
+    render_rgbd: BaselineParams = field(default_factory=BaselineParams)
+    pixel_voxel: BaselineParams = field(default_factory=BaselineParams)
+    distill: BaselineParams = field(default_factory=BaselineParams)
+
+
+@dataclass(frozen=True)
+class AblationParams:
+    """Variants of joint training, each trained so long and so often."""
+
+    seeds: int = 1
+    steps: int = 150
 
 
 @dataclass(frozen=True)
@@ -132,6 +166,8 @@ class Params:
     links: LinksParams = field(default_factory=LinksParams)
     teacher: TeacherParams = field(default_factory=TeacherParams)
     pretrain: PretrainParams = field(default_factory=PretrainParams)
+    baselines: BaselinesParams = field(default_factory=BaselinesParams)
+    ablations: AblationParams = field(default_factory=AblationParams)
     segmentation: SegmentationParams = field(default_factory=SegmentationParams)
 
 

@@ -1,14 +1,15 @@
-"""Joint pre-training: the loop, its checkpoints, and the signs of health it logs.
+"""Pre-training: one loop for every method, its checkpoints, and the signs of health it logs.
 
 What a step draws depends on (seed, step) alone: a resumed run goes on with the same numbers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +17,43 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from condense import baselines
 from condense.backbone2d import load_backbone
+from condense.backbone3d import save_net3d
 from condense.batches import draw_batch
-from condense.joint import losses, total_loss
-from condense.links import Links, load_links
+from condense.joint import Terms, losses, total_loss
+from condense.links import Links, lift, load_links
 from condense.losses import effective_rank
-from condense.model import Model, new_model, recalibrate, save_model
+from condense.model import Model, new_model, recalibrate, save_model, student_cells
 from condense.params import PretrainParams
 from condense.paths import write_atomically
 
 COLLAPSED = 0.25  # a warning is logged when a rank falls below this share of the targets' rank
 log = logging.getLogger(__name__)
 
+METHODS: dict[str, Callable[..., Terms]] = {
+    "condense": losses,
+    "render_rgbd": baselines.render_rgbd,
+    "pixel_voxel": baselines.pixel_voxel,
+    "distill": baselines.distill,
+}
+
 
 def monitor(matched: dict[str, Tensor]) -> dict[str, float]:
-    """Signs of health: effective ranks, and how well student and rendered cells of one place agree.
+    """Signs of health: effective ranks, and how well rendered cells agree with the other side's of the same place.
 
-    `agreement` is the cosine of matched cells minus that of all pairs; `match` the share of student cells
-    whose nearest rendered cell is their own. Collapsed features have rank and agreement near 0.
+    The other side is the student's, or the targets' without a student. `agreement` is the cosine of matched cells
+    minus that of all pairs; `match` the share of cells whose nearest rendered cell is their own. Collapsed features
+    have rank and agreement near 0.
     """
-    ranks = {f"rank_{name}": effective_rank(values) for name, values in matched.items()}
-    if len(matched["student"]) == 0:
-        return ranks
-    cosine = nn.functional.normalize(matched["student"]) @ nn.functional.normalize(matched["rendered"]).T
+    signs = {f"rank_{name}": effective_rank(values) for name, values in matched.items()}
+    other = matched.get("student", matched.get("target"))
+    if other is None or len(other) == 0:
+        return signs
+    cosine = nn.functional.normalize(other) @ nn.functional.normalize(matched["rendered"]).T
     own = cosine.diagonal()
     match = (cosine.argmax(1) == torch.arange(len(cosine), device=cosine.device)).float().mean()
-    return {**ranks, "agreement": float(own.mean() - cosine.mean()), "match": float(match)}
+    return {**signs, "agreement": float(own.mean() - cosine.mean()), "match": float(match)}
 
 
 def warmup_cosine(step: int, steps: int, warmup: int) -> float:
@@ -57,6 +69,8 @@ def make_optimizer(model: Model, params: PretrainParams) -> torch.optim.AdamW:
         {"params": list(model.student.parameters()), "lr": params.student_lr},
         {"params": list(model.net3d.parameters()), "lr": params.net3d_lr},
     ]
+    if model.decoder is not None:
+        groups.append({"params": list(model.decoder.parameters()), "lr": params.net3d_lr})
     for group in groups:
         group["base"] = group["lr"]
     return torch.optim.AdamW(groups, weight_decay=params.weight_decay, foreach=True)
@@ -69,13 +83,14 @@ def train_step(
     params: PretrainParams,
     seed: int,
     step: int,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """One step of gradient descent in place; returns what `losses` returns."""
+    method: str = "condense",
+) -> Terms:
+    """One step of gradient descent in place; returns what the method's losses return."""
     for group in optimizer.param_groups:
         group["lr"] = group["base"] * warmup_cosine(step, params.steps, params.warmup)
     batch = draw_batch(captures, params, seed, step)
     generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, step, 1]).integers(2**62)))
-    terms, matched = losses(model, batch, params, generator)
+    terms, matched = METHODS[method](model, batch, params, generator)
     optimizer.zero_grad(set_to_none=True)
     total_loss(terms, params).backward()
     nn.utils.clip_grad_norm_(model.student.parameters(), params.clip)
@@ -85,17 +100,24 @@ def train_step(
 
 
 def pretrain_seed(
-    folder: Path, links: Sequence[Path], teacher: Path, params: PretrainParams, seed: int, stop: int | None = None
+    folder: Path,
+    links: Sequence[Path],
+    teacher: Path,
+    params: PretrainParams,
+    seed: int,
+    method: str = "condense",
+    stop: int | None = None,
 ) -> Path:
     """Trains one seed; picks up its newest checkpoint. One job of `parallel_map`.
 
     Args:
-        folder: of this seed. Gets `student.safetensors`, `net3d.safetensors` (each with a .json),
+        folder: of this seed. Gets `net3d.safetensors`, with "condense" `student.safetensors` (each with a .json),
             `history.json` and, meanwhile, checkpoints.
         links: files of the captures to train on; only their training views are read.
         teacher: the frozen network's .safetensors.
         params: the settings.
         seed: of the 3D network's initial weights and of all draws.
+        method: a key of METHODS.
         stop: end after so many steps, leaving a checkpoint (for tests); None trains to the end.
 
     Returns:
@@ -103,27 +125,72 @@ def pretrain_seed(
     """
     if (folder / "history.json").is_file():
         return folder
-    captures = [load_links(path) for path in links]
-    model = new_model(load_backbone(teacher), seed)
+    captures = [load_links(path) for path in shared_out(links, params.share, seed)]
+    network = load_backbone(teacher)
+    decoder = baselines.make_decoder(network.dim, seed) if method == "render_rgbd" else None
+    model = new_model(network, seed, decoder)
     optimizer = make_optimizer(model, params)
     step, history = load_checkpoint(folder, model, optimizer)
+    captures = with_targets(captures, folder, model, step, params)
     while step < params.steps and step != stop:
         model.train()
-        terms, matched = train_step(model, optimizer, captures, params, seed, step)
+        terms, matched = train_step(model, optimizer, captures, params, seed, step, method)
         step += 1
+        if step % generation_length(params) == 0 and step < params.steps:
+            captures = with_targets(captures, folder, model, step, params)
         if step % params.log_every == 0 or step == params.steps:
             row = {"step": step, **{name: float(term) for name, term in terms.items()}, **monitor(matched)}
             history.append(row)
-            _warn_of_collapse(row, seed)
+            _warn_of_collapse(row, f"{method}, seed {seed}")
         if step % params.checkpoint_every == 0 or step == stop:
             save_checkpoint(folder, model, optimizer, step, history)
     if step == params.steps:
         recalibrate(model.net3d, [capture.scene for capture in captures], params.captures)
-        save_model(folder, model)
+        save_model(folder, model) if method == "condense" else save_net3d(model.net3d, folder)
         write_atomically(folder / "history.json", lambda path: path.write_text(json.dumps(history, indent=1)))
-        for path in folder.glob("step_*"):
+        for path in [*folder.glob("step_*"), *folder.glob("lifted_*")]:
             path.unlink()
     return folder
+
+
+def shared_out(links: Sequence[Path], share: float, seed: int) -> list[Path]:
+    """A share of the captures, drawn by `seed`, in their order; at least one."""
+    if share >= 1:
+        return list(links)
+    drawn = np.random.default_rng([seed, 2]).permutation(len(links))[: max(1, round(share * len(links)))]
+    return [links[i] for i in sorted(drawn)]
+
+
+def generation_length(params: PretrainParams) -> int:
+    """Steps after which the targets are lifted anew: training is cut into `params.generations` equal parts."""
+    return -(-params.steps // params.generations)
+
+
+def with_targets(
+    captures: Sequence[Links], folder: Path, model: Model, step: int, params: PretrainParams
+) -> list[Links]:
+    """The captures with the targets of the generation that `step` belongs to.
+
+    The first generation learns from the teacher's lifted features, each later one from the student's, lifted where
+    it begins. Those are kept in a file, so that a resumed run finds them.
+    """
+    generation = step // generation_length(params)
+    if generation == 0:
+        return list(captures)
+    path = folder / f"lifted_{generation}.safetensors"
+    if not path.is_file():
+        lifted = {str(number): lifted_student(links, model) for number, links in enumerate(captures)}
+        write_atomically(path, lambda temporary: save_file(lifted, temporary))
+    tensors = load_file(path)
+    return [dataclasses.replace(links, lifted=tensors[str(number)]) for number, links in enumerate(captures)]
+
+
+@torch.no_grad()
+def lifted_student(links: Links, model: Model) -> Tensor:
+    """[N, D] the student's features of the training views, lifted to the voxels."""
+    model.student.eval()
+    cells = student_cells(model.student, [view.image for view in links.views])
+    return lift(cells.split([len(view.teacher) for view in links.views]), [v.operator for v in links.views])[0]
 
 
 def scratch_seed(folder: Path, links: Sequence[Path], teacher: Path, seed: int, size: int = 12) -> Path:
@@ -142,11 +209,11 @@ def scratch_seed(folder: Path, links: Sequence[Path], teacher: Path, seed: int, 
     return folder
 
 
-def _warn_of_collapse(row: dict[str, float], seed: int) -> None:
+def _warn_of_collapse(row: dict[str, float], run: str) -> None:
     for name in ("student", "rendered"):
-        if row[f"rank_{name}"] < COLLAPSED * row["rank_target"]:
-            rank = row[f"rank_{name}"]
-            log.warning("seed %d, step %d: %s features collapse (rank %.1f)", seed, row["step"], name, rank)
+        rank = row.get(f"rank_{name}", np.inf)
+        if rank < COLLAPSED * row.get("rank_target", 0.0):
+            log.warning("%s, step %d: %s features collapse (rank %.1f)", run, row["step"], name, rank)
 
 
 def save_checkpoint(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,23 +96,28 @@ def index_volume(scene: VoxelScene) -> Tensor:
 class VoxelBatch:
     """Several scenes in one list of voxels.
 
+    Turning a scene by an odd angle lets some of its voxels fall into one cell; the network sees such a cell once,
+    with their mean colour and opacity, and `rows` hands its features back to all of them.
+
     Args:
-        coords: [N, 4] int32, the scene's place in the batch first, then x, y, z.
-        colour: [N, 3] float RGB in [0, 1].
-        opacity: [N] float in [0, 1].
+        coords: [M, 4] int32, the scene's place in the batch first, then x, y, z; unique.
+        colour: [M, 3] float RGB in [0, 1].
+        opacity: [M] float in [0, 1].
         shape: voxels along x, y, z; the largest of the scenes' grids.
-        sizes: voxels of each scene; rows of one scene are contiguous.
+        rows: [N] int64, the cell of each voxel of the scenes, in their order.
+        sizes: voxels of each scene, N together.
     """
 
     coords: Tensor
     colour: Tensor
     opacity: Tensor
     shape: tuple[int, int, int]
+    rows: Tensor
     sizes: tuple[int, ...]
 
 
 def batch_scenes(scenes: Sequence[VoxelScene], turns: Sequence[Turn] | None = None) -> VoxelBatch:
-    """Scenes joined in order, each first turned by its entry of `turns` (colours and rows stay).
+    """Scenes joined in order, each first turned by its entry of `turns`.
 
     Raises:
         ValueError: no scenes.
@@ -122,15 +128,24 @@ def batch_scenes(scenes: Sequence[VoxelScene], turns: Sequence[Turn] | None = No
     if turns is not None:
         pairs = zip(turned, turns, strict=True)
         turned = [turn_coords(coords, shape, turn) for (coords, shape), turn in pairs]
-    coords = [torch.nn.functional.pad(c, (1, 0), value=place) for place, (c, _) in enumerate(turned)]
+    coords = torch.cat([torch.nn.functional.pad(c, (1, 0), value=place) for place, (c, _) in enumerate(turned)])
     x, y, z = (max(shape[axis] for _, shape in turned) for axis in range(3))
-    return VoxelBatch(
-        coords=torch.cat(coords),
-        colour=torch.cat([scene.colour for scene in scenes]),
-        opacity=torch.cat([scene.opacity for scene in scenes]),
-        shape=(x, y, z),
-        sizes=tuple(len(scene) for scene in scenes),
-    )
+    b, i, j, k = coords.long().unbind(1)
+    _, rows = torch.unique(((b * x + i) * y + j) * z + k, return_inverse=True)
+    values = torch.cat([torch.cat([scene.colour, scene.opacity[:, None]], dim=1) for scene in scenes])
+    cells = int(rows.max()) + 1
+    if cells == len(rows):  # no two voxels met: all stay in their order
+        rows = torch.arange(cells, device=rows.device)
+    else:
+        coords = coords.new_empty(cells, 4).index_copy_(0, rows, coords)  # those of one cell are equal
+        values = cell_means(values, rows, cells)
+    return VoxelBatch(coords, values[:, :3], values[:, 3], (x, y, z), rows, tuple(len(scene) for scene in scenes))
+
+
+def cell_means(values: Tensor, rows: Tensor, cells: int) -> Tensor:
+    """Means [cells, C] of the values [N, C] whose entry of `rows` [N] is the cell."""
+    count = torch.bincount(rows, minlength=cells).to(values)
+    return values.new_zeros(cells, values.shape[1]).index_add_(0, rows, values) / count[:, None]
 
 
 def input_features(batch: VoxelBatch, visible: Tensor | None = None) -> Tensor:
@@ -146,30 +161,38 @@ def input_features(batch: VoxelBatch, visible: Tensor | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class Turn:
-    """A symmetry of the grid about +z: mirror x first, if set, then `quarters` turns of 90 degrees, x to y."""
+    """A turn about +z by `angle` radians, x towards y; before it, x is mirrored if `mirror` is set."""
 
-    quarters: int = 0
+    angle: float = 0.0
     mirror: bool = False
 
+    @property
+    def matrix(self) -> Tensor:
+        """[3, 3] float64, turns directions: R @ d."""
+        c, s = math.cos(self.angle), math.sin(self.angle)
+        flip = -1.0 if self.mirror else 1.0
+        return torch.tensor([[flip * c, -s, 0.0], [flip * s, c, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
 
-def random_turn(rng: np.random.Generator) -> Turn:
-    """One of the eight symmetries, all equally likely."""
-    return Turn(int(rng.integers(4)), bool(rng.integers(2)))
+
+def random_turn(rng: np.random.Generator, any_angle: float = 0.0) -> Turn:
+    """One of the grid's eight symmetries about +z, all equally likely; with probability `any_angle`, any angle."""
+    quarters, mirror = int(rng.integers(4)), bool(rng.integers(2))
+    return Turn(float(rng.uniform(0, 2 * math.pi)) if rng.uniform() < any_angle else quarters * math.pi / 2, mirror)
 
 
 def turn_coords(coords: Tensor, shape: tuple[int, int, int], turn: Turn) -> tuple[Tensor, tuple[int, int, int]]:
     """Turned coords [N, 3] and the turned grid's shape.
 
-    Rows keep their order, and a ray operator names voxels by row: an operator built on the scene as captured
-    renders the features of the turned scene without change.
+    A voxel goes to the cell that its centre falls into. Rows keep their order, and a ray operator names voxels by
+    row: an operator built on the scene as captured renders the features of the turned scene without change.
     """
-    x, y, z = coords.unbind(dim=1)
-    width, depth, height = shape
-    if turn.mirror:
-        x = width - 1 - x
-    for _ in range(turn.quarters % 4):
-        x, y, width, depth = depth - 1 - y, x, depth, width
-    return torch.stack([x, y, z], dim=1), (width, depth, height)
+    R = turn.matrix
+    half = torch.tensor(shape, dtype=torch.float64) / 2
+    wide = torch.ceil(R.abs() @ (2 * half) - 1e-6)  # of the turned box
+    centres = (coords.double().cpu() + 0.5 - half) @ R.T + wide / 2
+    cells = torch.minimum(torch.floor(centres + 1e-9).clamp_min(0), wide - 1)
+    x, y, z = (int(side) for side in wide)
+    return cells.to(coords), (x, y, z)
 
 
 def voxelise_points(

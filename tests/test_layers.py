@@ -13,6 +13,7 @@ captures
 synthetic
 grid
 voxels
+datasets
 raymarch
 rayoperator
 field
@@ -25,7 +26,7 @@ teacher
 losses
 links
 model batches
-joint baselines
+joint baselines ablations
 pretrain
 tasks
 figures

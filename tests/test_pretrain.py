@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from condense.joint import losses, total_loss
 from condense.links import load_links, save_links
 from condense.model import load_model, new_model, save_model, student_cells, voxel_features
 from condense.params import PretrainParams
-from condense.pretrain import monitor, pretrain_seed, warmup_cosine
+from condense.pretrain import lifted_student, monitor, pretrain_seed, shared_out, warmup_cosine
 
 PARAMS = PretrainParams(
     steps=6, warmup=2, captures=3, views=2, cells=64, log_every=2, checkpoint_every=3, net3d_lr=1e-2
@@ -49,12 +50,12 @@ class TestBatch:
     def test_rows_name_the_cells_the_student_sees(self, captures):
         batch = draw_batch(captures, PARAMS, 0, 0)
         assert batch.operator.shape[1] == len(batch.voxels.coords) == len(batch.lifted) == len(batch.visible)
-        assert len(batch.student_rows) == len(batch.teacher)
+        assert len(batch.teacher) == batch.operator.shape[0] == sum(len(views) for views in batch.views) * 64
         assert len(batch.images) == 3 * PARAMS.student_views
         # the lifted targets rendered there are like the view's own features: the rows are the right ones
         rows = batch.operator.render(batch.lifted)[batch.student_rows]
-        solid = batch.operator.opacity[batch.student_rows] > 0.9
-        cosine = torch.nn.functional.normalize(rows[solid]) @ torch.nn.functional.normalize(batch.teacher[solid]).T
+        solid, teacher = batch.operator.opacity[batch.student_rows] > 0.9, batch.teacher[batch.student_rows]
+        cosine = torch.nn.functional.normalize(rows[solid]) @ torch.nn.functional.normalize(teacher[solid]).T
         assert cosine.diagonal().mean() > cosine.mean() + 0.2
 
     def test_depends_on_seed_and_step_alone(self, captures):
@@ -122,6 +123,15 @@ class TestLosses:
         ):
             assert self.reached(terms[name], network) and not self.reached(terms[name], other), name
 
+    def test_terms_of_no_weight_are_left_out(self, captures):
+        _, terms, matched = step_losses(captures, dataclasses.replace(PARAMS, agree_weight=0.0, prior_weight=0.0))
+        assert set(terms) == {"cells", "voxels"} and set(matched) == {"rendered", "target"}
+
+    def test_the_forms_of_agreement_differ(self, captures):
+        switches = ({}, {"consistency": "cosine"}, {"link": "nearest"}, {"lifted": False})
+        found = [step_losses(captures, dataclasses.replace(PARAMS, **change))[1]["cells"] for change in switches]
+        assert len({round(float(value.detach()), 4) for value in found}) == len(switches)
+
     def test_total_is_the_weighted_sum(self):
         params = dataclasses.replace(PARAMS, cells_weight=2.0, voxels_weight=0.0, agree_weight=0.5, prior_weight=3.0)
         terms = {
@@ -171,6 +181,26 @@ def test_interrupted_run_ends_with_the_same_bytes(files, tmp_path):
     history = json.loads((straight / "history.json").read_text())
     assert [row["step"] for row in history] == [2, 4, 6]
     assert all(math.isfinite(value) for row in history for value in row.values())
+
+
+def test_generations_lift_the_students_features(files, captures, tmp_path):
+    teacher, paths = files
+    params = dataclasses.replace(PARAMS, generations=2, prior_weight=0.0)
+    straight = pretrain_seed(tmp_path / "straight", paths, teacher, params, seed=1)
+    broken = pretrain_seed(tmp_path / "broken", paths, teacher, params, seed=1, stop=4)
+    assert (broken / "lifted_1.safetensors").is_file()
+    assert contents(pretrain_seed(broken, paths, teacher, params, seed=1)) == contents(straight)
+    once = pretrain_seed(tmp_path / "once", paths, teacher, dataclasses.replace(params, generations=1), seed=1)
+    assert contents(once)["net3d.safetensors"] != contents(straight)["net3d.safetensors"]
+    model = new_model(tiny_teacher(), 0)  # the untrained student is the teacher: the same features are lifted
+    torch.testing.assert_close(lifted_student(captures[0], model), captures[0].lifted, rtol=1e-2, atol=1e-2)
+
+
+def test_a_share_of_the_captures_keeps_their_order():
+    paths = [Path(str(number)) for number in range(10)]
+    some = shared_out(paths, 0.3, seed=0)
+    assert len(some) == 3 and some == sorted(some, key=paths.index)
+    assert shared_out(paths, 1.0, seed=0) == paths and len(shared_out(paths, 0.01, seed=0)) == 1
 
 
 def test_training_brings_the_networks_together(files, captures, tmp_path):

@@ -9,6 +9,7 @@ from condense.grid import Grid
 from condense.rayoperator import (
     RayOperator,
     build_operator,
+    heaviest,
     load_operators,
     pruned,
     save_operators,
@@ -233,3 +234,13 @@ def test_bad_input_is_refused(built):
         operator.render(torch.zeros(3, 2))
     with pytest.raises(ValueError, match="at least one cell"):
         build_operator(scene, cameras, 0, 0, 4)
+
+
+def test_the_heaviest_entry_stands_for_its_row():
+    crow, col = torch.tensor([0, 2, 2, 5], dtype=torch.int32), torch.tensor([0, 3, 1, 2, 4], dtype=torch.int32)
+    operator = RayOperator(crow, col, torch.tensor([0.2, 0.5, 0.1, 0.3, 0.2]), 5)
+    alone = heaviest(operator)
+    expected = torch.zeros(3, 5)
+    expected[0, 3], expected[2, 2] = 0.7, 0.6
+    torch.testing.assert_close(alone.dense(), expected)
+    torch.testing.assert_close(alone.opacity, operator.opacity)

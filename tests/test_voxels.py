@@ -1,4 +1,6 @@
+import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -76,7 +78,7 @@ def test_batch_puts_the_scene_first_and_keeps_rows(generator):
 
 def test_turns_by_hand():
     coords = torch.tensor([[0, 0, 3]], dtype=torch.int32)
-    turned, shape = turn_coords(coords, (4, 2, 5), Turn(quarters=1))
+    turned, shape = turn_coords(coords, (4, 2, 5), Turn(math.pi / 2))
     assert turned.tolist() == [[1, 0, 3]] and shape == (2, 4, 5)
     assert turn_coords(coords, (4, 2, 5), Turn(mirror=True))[0].tolist() == [[3, 0, 3]]
 
@@ -84,15 +86,34 @@ def test_turns_by_hand():
 def test_turns_are_the_eight_symmetries(generator):
     scene = make_scene(generator, shape=(6, 6, 4))
     images = set()
+    middle = torch.tensor(scene.grid.shape) / 2
     for quarters, mirror in itertools.product(range(4), (False, True)):
-        turned, shape = turn_coords(scene.coords, scene.grid.shape, Turn(quarters, mirror))
+        turned, shape = turn_coords(scene.coords, scene.grid.shape, Turn(quarters * math.pi / 2, mirror))
         VoxelScene(turned, scene.density, scene.colour, Grid((0.0, 0.0, 0.0), 1.0, shape))
         distances = torch.cdist(turned.double(), turned.double())
         torch.testing.assert_close(distances, torch.cdist(scene.coords.double(), scene.coords.double()))
+        moved = (scene.coords + 0.5 - middle).double() @ Turn(quarters * math.pi / 2, mirror).matrix.T
+        torch.testing.assert_close(turned + 0.5 - torch.tensor(shape) / 2, moved.float())
         images.add(tuple(turned.flatten().tolist()))
     assert len(images) == 8
-    back, _ = turn_coords(*turn_coords(scene.coords, scene.grid.shape, Turn(1)), Turn(3))
+    back, _ = turn_coords(*turn_coords(scene.coords, scene.grid.shape, Turn(math.pi / 2)), Turn(3 * math.pi / 2))
     assert torch.equal(back, scene.coords)
+
+
+def test_voxels_that_meet_after_a_turn_share_a_cell(generator):
+    scene = make_scene(generator, shape=(12, 12, 2), voxels=200)
+    batch = batch_scenes([scene, scene], [Turn(0.5), Turn()])
+    assert len(batch.coords) < 400 == len(batch.rows) and len(batch.coords.unique(dim=0)) == len(batch.coords)
+    turned, _ = turn_coords(scene.coords, scene.grid.shape, Turn(0.5))
+    assert torch.equal(batch.coords[batch.rows[:200], 1:], turned)
+    assert torch.equal(batch.coords[batch.rows[200:], 1:], scene.coords)
+    cell = int(torch.bincount(batch.rows).argmax())  # by hand: means over the voxels that met
+    members = torch.nonzero(batch.rows == cell)[:, 0] % 200
+    assert len(members) > 1
+    torch.testing.assert_close(batch.colour[cell], scene.colour[members].mean(0))
+    torch.testing.assert_close(batch.opacity[cell], scene.opacity[members].mean())
+    alone = batch_scenes([dataclasses.replace(scene)])
+    assert torch.equal(alone.rows, torch.arange(200))
 
 
 def test_random_turns_follow_their_generator():
@@ -102,6 +123,7 @@ def test_random_turns_follow_their_generator():
     assert draws[0] == draws[1]
     rng = np.random.default_rng(0)
     assert len({random_turn(rng) for _ in range(200)}) == 8
+    assert len({random_turn(rng, any_angle=1.0) for _ in range(200)}) == 200
 
 
 def test_points_become_voxels_by_hand():

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from condense.backbone3d import SparseUNet, recalibrate_batch_norm
 from condense.batches import draw_recolour, recoloured
 from condense.model import network_inputs
+from condense.tasks.descriptors import descriptors, length
 from condense.voxels import VoxelScene, batch_scenes, input_features, random_turn
 
 LEVELS = ("scene", "voxel")
@@ -32,7 +33,7 @@ class FineTuned(nn.Module):
     Args:
         net3d: is trained in place.
         classes: number of classes.
-        level: "scene" (mean and maximum over a scene's voxels come before the linear layer) or "voxel".
+        level: "scene" (the linear layer sees scenes' descriptors) or "voxel".
     """
 
     centre: Tensor
@@ -42,7 +43,7 @@ class FineTuned(nn.Module):
         super().__init__()
         if level not in LEVELS:
             raise ValueError(f"level is {level!r}, not one of {LEVELS}")
-        inputs = net3d.out_channels * (2 if level == "scene" else 1)
+        inputs = length(net3d) if level == "scene" else net3d.out_channels
         self.net3d, self.level = net3d, level
         self.register_buffer("centre", torch.zeros(inputs))
         self.register_buffer("spread", torch.ones(inputs))
@@ -51,12 +52,10 @@ class FineTuned(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def features(self, coords: Tensor, inputs: Tensor, shape: Sequence[int], scenes: int) -> Tensor:
-        """What the linear layer sees, not standardised: [scenes, 2 D], or [N, D] of voxels."""
-        features = self.net3d(coords, inputs, shape, scenes)
-        if self.level == "voxel":
-            return features
-        sizes = torch.bincount(coords[:, 0].long(), minlength=scenes).tolist()
-        return torch.stack([torch.cat([part.mean(0), part.amax(0)]) for part in features.split(sizes)])
+        """What the linear layer sees, not standardised: [scenes, `length`], or [N, D] of voxels."""
+        if self.level == "scene":
+            return descriptors(self.net3d, coords, inputs, shape, scenes)
+        return self.net3d(coords, inputs, shape, scenes)
 
     def forward(self, coords: Tensor, inputs: Tensor, shape: Sequence[int], scenes: int) -> Tensor:
         """Logits [scenes, classes], or [N, classes] of voxels; arguments as of `SparseUNet.forward`."""

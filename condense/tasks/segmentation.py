@@ -27,7 +27,8 @@ from condense.metrics import confusion, segmentation_scores
 from condense.model import voxel_features
 from condense.params import SegmentationParams
 from condense.tasks.finetune import finetune
-from condense.tasks.probes import Probe, fit_probe
+from condense.tasks.pointclouds import FILE, SurfacePoints, read_points
+from condense.tasks.voxelprobe import Probe, fit_probe
 from condense.voxels import VoxelScene
 
 REACH = 1.5  # voxels from a surface point within which a voxel has its label
@@ -37,48 +38,11 @@ KINDS = {"part": "object", "semantic": "room"}  # benchmark: kind of capture
 Confusions = dict[str, NDArray[np.int64]]
 
 
-@dataclass(frozen=True)
-class Surface:
-    """Points on a capture's true surface.
-
-    Args:
-        points: [P, 3] float, world units.
-        labels: [P] int, numbers of parts or of semantic classes; 0 = none.
-    """
-
-    points: NDArray[np.float32]
-    labels: NDArray[np.int64]
-
-
-PLY_TYPES = {"float": "<f4", "float32": "<f4", "double": "<f8", "uchar": "u1", "uint8": "u1", "int": "<i4"}
-
-
-def read_surface(data: bytes) -> Surface:
-    """The surface in a binary little-endian PLY file whose vertices have x, y, z and `part`.
-
-    Raises:
-        ValueError: it is another kind of file, lacks a property, or is cut short.
-    """
-    header, found, body = data.partition(b"end_header\n")
-    lines = [line.split() for line in header.decode("ascii", "replace").splitlines()]
-    if not found or ["format", "binary_little_endian", "1.0"] not in lines:
-        raise ValueError("a labelled surface must be a binary little-endian PLY file")
-    count = next((int(line[2]) for line in lines if line[:2] == ["element", "vertex"]), 0)
-    layout = np.dtype([(line[2], PLY_TYPES[line[1]]) for line in lines if line[0] == "property" and len(line) == 3])
-    lacking = {"x", "y", "z", "part"} - set(layout.names or ())
-    if lacking:
-        raise ValueError(f"the surface has no {', '.join(sorted(lacking))}")
-    if len(body) < count * layout.itemsize:
-        raise ValueError(f"the surface is cut short: {len(body)} bytes for {count} points of {layout.itemsize}")
-    rows = np.frombuffer(body, layout, count)
-    return Surface(np.stack([rows[axis] for axis in "xyz"], 1).astype(np.float32), rows["part"].astype(np.int64))
-
-
-def voxel_labels(scene: VoxelScene, surface: Surface, reach: float = REACH) -> NDArray[np.int64]:
+def voxel_labels(scene: VoxelScene, surface: SurfacePoints, reach: float = REACH) -> NDArray[np.int64]:
     """[N] the label of the surface point nearest to each voxel's centre; 0 where none is within `reach` voxels."""
     limit = reach * scene.grid.voxel_size
-    _, nearest = cKDTree(surface.points).query(scene.centres.numpy(), distance_upper_bound=limit)
-    return np.append(surface.labels, 0)[nearest]  # a voxel without a neighbour gets the index one past the last
+    _, nearest = cKDTree(surface.points.numpy()).query(scene.centres.numpy(), distance_upper_bound=limit)
+    return np.append(surface.parts.numpy(), 0)[nearest]  # a voxel without a neighbour gets the index one past the last
 
 
 @dataclass(frozen=True)
@@ -124,10 +88,11 @@ def read_segmented(captures: Sequence[Capture], links: Path, name: str) -> Segme
     paths = tuple(links / f"{capture.name}.safetensors" for capture in chosen)
     labels = []
     for capture, numbers, path in zip(chosen, parts, paths, strict=True):
+        surface = read_points(capture.folder)
+        assert surface is not None  # of a usable capture
         place = np.zeros(256, np.uint8)  # of each number that a byte can hold
         place[list(numbers)] = [names.index(part) for part in numbers.values()]
-        found = voxel_labels(load_links(path, ()).scene, read_surface(capture.folder.read("points.ply")))
-        labels.append(place[found])
+        labels.append(place[voxel_labels(load_links(path, ()).scene, surface)])
     metas = [capture.meta for capture in chosen]
     classes, splits = (np.array([meta[key] for meta in metas], np.str_) for key in ("class", "split"))
     return Segmented(name, names, paths, tuple(labels), classes, splits)
@@ -139,7 +104,7 @@ def _usable(capture: Capture, links: Path, name: str) -> bool:
         meta.get("kind") == KINDS[name]
         and {"parts", "class", "split"} <= set(meta)
         and not meta.get("heldout_class")
-        and capture.folder.exists("points.ply")
+        and capture.folder.exists(FILE)
         and (links / f"{capture.name}.safetensors").is_file()
     )
 

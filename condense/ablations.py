@@ -1,0 +1,36 @@
+"""Variants of joint training, each with one thing changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from condense.params import PretrainParams
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "no student": {"agree_weight": 0.0, "prior_weight": 0.0},
+    "raw targets": {"lifted": False, "voxels_weight": 0.0},
+    "two generations": {"generations": 2},
+    "render detached": {"detach_render": True},
+    "no prior": {"prior_weight": 0.0},
+    "cosine": {"consistency": "cosine"},
+    "cosine, no prior": {"consistency": "cosine", "prior_weight": 0.0},
+    "cosine of 2D and 3D alone": {
+        **{"consistency": "cosine", "prior_weight": 0.0, "agree_weight": 1.0},
+        **{"cells_weight": 0.0, "voxels_weight": 0.0},
+    },
+    "nearest voxel": {"link": "nearest"},
+    "one view": {"views": 1},
+    "half the captures": {"share": 0.5},
+    "a quarter of the captures": {"share": 0.25},
+}
+
+
+def variant(params: PretrainParams, name: str, steps: int) -> PretrainParams:
+    """The settings of a variant, trained for `steps`.
+
+    Raises:
+        KeyError: no such variant.
+    """
+    return dataclasses.replace(params, steps=steps, **VARIANTS[name])
