@@ -144,6 +144,15 @@ class AblationParams:
 
 
 @dataclass(frozen=True)
+class ClassificationParams:
+    """Fine-tuning for classification."""
+
+    finetune_steps: int = 50
+    finetune_batch: int = 2  # captures a step
+    finetune_lr: float = 3e-3
+
+
+@dataclass(frozen=True)
 class SegmentationParams:
     """Fine-tuning for part and semantic segmentation."""
 
@@ -168,6 +177,7 @@ class Params:
     pretrain: PretrainParams = field(default_factory=PretrainParams)
     baselines: BaselinesParams = field(default_factory=BaselinesParams)
     ablations: AblationParams = field(default_factory=AblationParams)
+    classification: ClassificationParams = field(default_factory=ClassificationParams)
     segmentation: SegmentationParams = field(default_factory=SegmentationParams)
 
 
