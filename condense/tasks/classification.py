@@ -43,6 +43,19 @@ SHOTS = (1, 5, 10)
 FINETUNE_SHOTS = {"finetune_5_acc": 5, "finetune_all_acc": None}
 HELDOUT_SHOTS = (5,)
 RESOLUTION = 32  # of point clouds: voxels along the longest side
+PROBES = ("linear_probe_acc", "knn_acc", "few_shot_1_acc", "few_shot_5_acc", "few_shot_10_acc")
+MAIN = (*PROBES, *FINETUNE_SHOTS, "heldout_linear_probe_acc", "heldout_few_shot_5_acc")  # on fields
+ROBUST = {  # metric: what stands below it in a figure
+    "linear_probe_acc": "fields,\nclean",
+    "robust_colour_acc": "no\ncolour",
+    "linear_probe_acc_points": "points,\nclean",
+    "robust_rotation_acc": "tilted\n30 degrees",
+    "robust_noise_acc": "noise\n2 %",
+    "robust_drop_50_acc": "half the\npoints",
+    "robust_drop_80_acc": "a fifth",
+    "robust_cut_acc": "cut\nin half",
+    "robust_one_view_acc": "seen from\none side",
+}
 HAND_MADE = ("lift", "shape_histogram", "colour_histogram")  # methods without a network
 Hits = dict[str, NDArray[np.float64]]
 
@@ -305,6 +318,14 @@ def paired_table(rights: Rights, of: str = "condense") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["metric", "method", "difference", "ci95", "p"])
 
 
+def paired_view(table: pd.DataFrame) -> pd.DataFrame:
+    """The main metrics of `paired_table` to read: methods down, metrics across, percent and p in each cell."""
+    rows = table.to_dict("records")
+    cells = [f"{100 * r['difference']:+.1f} ± {100 * (r['ci95'] or 0.0):.1f} (p {r['p']:.3f})" for r in rows]
+    wide = table.assign(cell=cells).pivot(index="method", columns="metric", values="cell").fillna("–")
+    return wide.reindex(columns=[name for name in MAIN if name in wide]).rename_axis(columns=None)
+
+
 def confusion_of(outcomes: Sequence[Outcome], labelled: Labelled) -> tuple[NDArray[np.float64], list[str]]:
     """[K, K] share of each true class's TEST captures (rows) that was taken for each class, over all seeds."""
     truth = labelled.classes[labelled.rows("test", False)]
@@ -315,16 +336,20 @@ def confusion_of(outcomes: Sequence[Outcome], labelled: Labelled) -> tuple[NDArr
 
 
 def few_shot_curves_of(
-    metrics: Mapping[str, Mapping[str, Mapping[str, Any]]], suffix: str, most: int
+    metrics: Mapping[str, Mapping[str, Mapping[str, Any]]], suffix: str, labelled: Labelled
 ) -> dict[str, list[tuple[float, float, float]]]:
-    """{method: (labels a class, accuracy, half of its interval)} of probes, all `most` labels the last.
+    """{method: (labels a class, accuracy, half of its interval)} of probes, the one with all labels last.
 
     Args:
         metrics: as of the metric file.
         suffix: "" for fields or "_points".
-        most: labels a class that the linear probe learned from.
+        labelled: tells how many labels "all" are.
     """
-    named = {f"few_shot_{shots}_acc{suffix}": shots for shots in SHOTS} | {f"linear_probe_acc{suffix}": most}
+    classes = labelled.classes[labelled.rows("train", False)]
+    most = max(1, round(len(classes) / max(1, len(np.unique(classes)))))
+    named = {f"few_shot_{shots}_acc{suffix}": shots for shots in SHOTS if shots < most} | {
+        f"linear_probe_acc{suffix}": most
+    }
     return {
         method: [(shots, row[name]["mean"], row[name]["ci95"] or 0.0) for name, shots in named.items()]
         for method, row in metrics.items()
