@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from torch.nn.functional import normalize
 from condense.backbone3d import load_net3d
 from condense.captures.capture import Capture
 from condense.links import Links, load_links
-from condense.metrics import confusion, segmentation_scores
+from condense.metrics import confusion
 from condense.model import voxel_features
 from condense.params import SegmentationParams
 from condense.tasks.finetune import finetune
@@ -254,14 +253,3 @@ def fine_tune(
         level="voxel",
     )
     return _confusions(task, evaluate, model.predict([scenes[int(k)] for k in task.rows(evaluate)]))[None]
-
-
-def tabulate(confusions: Mapping[str, Mapping[str, NDArray[np.int64]]]) -> dict[str, dict[str, Any]]:
-    """The metric file from {method: {setting: [seeds and draws, captures, C, C]}}: mIoU, and mean accuracy."""
-    metrics: dict[str, dict[str, Any]] = {}
-    for method, rows in confusions.items():
-        for setting, counts in rows.items():
-            scores = segmentation_scores(counts)
-            metrics.setdefault(method, {})[f"{setting}_miou"] = scores["miou"]
-            metrics[method][f"{setting}_macc"] = scores["macc"]
-    return metrics
