@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,18 @@ import pandas as pd
 
 from condense.links import load_links
 from condense.metrics import class_scores, segmentation_difference, segmentation_scores
-from condense.tasks.segmentation import Confusions, Segmented, features
-from condense.tasks.voxelprobe import Probe
+from condense.tasks.segmentation import Confusions, Result, Segmented, features
 
 ByMethod = dict[str, Confusions]  # {method: {setting: [seeds and draws, captures, C, C]}}
 SHARES = {1: "probe_1pct", 10: "probe_10pct", 100: "probe"}  # percent of labels: setting
 
 
-def stack_confusions(found: Iterable[tuple[str, Confusions]]) -> ByMethod:
-    """The confusions of all seeds of each method together, from (method, confusions of one seed)."""
+def stack_confusions(results: Iterable[Result]) -> ByMethod:
+    """The confusions of all seeds and draws of each method together."""
     parts: dict[str, dict[str, list[Any]]] = {}
-    for method, confusions in found:
-        for setting, counts in confusions.items():
-            parts.setdefault(method, {}).setdefault(setting, []).append(counts)
+    for result in results:
+        for setting, counts in result.confusions.items():
+            parts.setdefault(result.method, {}).setdefault(setting, []).append(counts)
     return {m: {setting: np.concatenate(each) for setting, each in rows.items()} for m, rows in parts.items()}
 
 
@@ -92,14 +90,15 @@ def shown(task: Segmented, count: int) -> list[int]:
 
 
 def coloured(
-    task: Segmented, captures: Sequence[int], probes: Mapping[str, tuple[Path | str, Probe]]
+    task: Segmented, captures: Sequence[int], results: Sequence[Result], methods: Sequence[str]
 ) -> list[tuple[str, np.ndarray, dict[str, np.ndarray], Sequence[str]]]:
-    """The truth of some captures beside what probes make of them.
+    """The truth of some captures beside what the first seed's probe on all labels makes of them.
 
     Args:
         task: the benchmark.
         captures: their places in it.
-        probes: {panel: (source of features, its probe)}.
+        results: of `segmentation.probe`.
+        methods: those to show.
 
     Returns:
         (name, coords [N, 3], {panel: labels [N]}, names of labels) of each capture; a prediction shows only the
@@ -107,8 +106,10 @@ def coloured(
     """
     paths = [task.paths[k] for k in captures]
     panels = [{"truth": task.labels[k].astype(int)} for k in captures]
-    for panel, (source, probe) in probes.items():
-        for each, values in zip(panels, features(source, paths), strict=True):
-            each[panel] = np.where(each["truth"] > 0, probe.predict(values).numpy(), 0)
+    for method in methods:
+        first = next(result for result in results if (result.method, result.task) == (method, task.name))
+        for each, values in zip(panels, features(first.source, paths), strict=True):
+            predicted = first.probes[f"{task.name}_probe"].predict(values).numpy()
+            each[method] = np.where(each["truth"] > 0, predicted, 0)
     coords = [load_links(path, ()).scene.coords.numpy() for path in paths]
     return [(path.stem, at, each, task.names) for path, at, each in zip(paths, coords, panels, strict=True)]
