@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 
 def renders_beside_truth(pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], columns: int = 2) -> Figure:
@@ -183,4 +185,48 @@ def confusion_matrix(shares: np.ndarray, names: Sequence[str]) -> Figure:
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel="taken for", ylabel="true class")
     axis.spines[:].set_visible(False)
+
+
+def label_colours(count: int) -> np.ndarray:
+    """[count, 3] RGB in [0, 1], told apart from their neighbours; the first, of what has no label, is light grey."""
+    number = np.arange(count)
+    hue = number * 0.618034 % 1  # steps of the golden section never repeat
+    saturation, value = 0.55 + 0.15 * (number % 3), 0.95 - 0.18 * (number // 2 % 2)
+    colours = hsv_to_rgb(np.stack([hue, saturation, value], axis=1))
+    colours[:1] = 0.8
+    return colours
+
+
+def seen_obliquely(coords: np.ndarray, yaw: float = 0.7, pitch: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels seen from above and aside: [N, 2] places in the picture (x right, y up), [N] their order, far first."""
+    at = coords - coords.mean(0)
+    x = at[:, 0] * np.cos(yaw) - at[:, 1] * np.sin(yaw)
+    y = at[:, 0] * np.sin(yaw) + at[:, 1] * np.cos(yaw)
+    place = np.stack([x, y * np.sin(pitch) + at[:, 2] * np.cos(pitch)], axis=1)
+    return place, np.argsort(-(y * np.cos(pitch) - at[:, 2] * np.sin(pitch)), kind="stable")
+
+
+def labelled_voxels(rows: Sequence[tuple[str, np.ndarray, dict[str, np.ndarray], Sequence[str]]]) -> Figure:
+    """Captures down, ways of naming their voxels across, a legend beside each row.
+
+    Args:
+        rows: (title, coords [N, 3], {panel: labels [N]}, names of the labels) of each capture; 0 = no label.
+    """
+    columns = max(len(panels) for _, _, panels, _ in rows)
+    size = (2.3 * columns + 1.6, 2.3 * len(rows))
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    for line, (title, coords, panels, names) in zip(axes, rows, strict=True):
+        place, order = seen_obliquely(coords)
+        colours = label_colours(len(names))
+        dot = 1.2 * (160 / np.ptp(place, axis=0).max()) ** 2  # points squared: about a voxel
+        for axis, (panel, labels) in zip(line, panels.items(), strict=False):
+            depth = np.linspace(0.75, 1, len(order))[:, None]  # far voxels are darker
+            axis.scatter(*place[order].T, s=dot, c=colours[labels[order]] * depth, marker="s", linewidths=0)
+            axis.set_title(f"{title}: {panel}" if axis is line[0] else panel, fontsize=8)
+        used = np.unique(np.concatenate(list(panels.values())))
+        handles = [Patch(color=colours[label], label=names[label]) for label in used if label]
+        line[-1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=6, frameon=False)
+        for axis in line:
+            axis.set_aspect("equal")
+            axis.axis("off")
     return figure

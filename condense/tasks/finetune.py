@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,14 +17,17 @@ from condense.backbone3d import SparseUNet, recalibrate_batch_norm
 from condense.batches import draw_recolour, recoloured
 from condense.model import network_inputs
 from condense.tasks.descriptors import descriptors, length
+from condense.tasks.voxelprobe import minimise, rarity
 from condense.voxels import VoxelScene, batch_scenes, input_features, random_turn
 
+Value = TypeVar("Value")
 LEVELS = ("scene", "voxel")
 RECOLOUR = 0.2  # strength of colour augmentation, as in pre-training
 WARMUP = 0.1  # share of the steps over which the learning rate rises
 WEIGHT_DECAY, CLIP = 0.01, 1.0
-HEAD_LR = 3.0  # learning rate of the head, times that of the network
-CALIBRATE = 48  # scenes that statistics are taken from, at most
+PROBE_STRENGTH = 1e-2  # regularisation of the probe that the linear layer starts as
+UNSEEN = 2.0  # how far below all others a class starts that the probe did not see
+CALIBRATE = 60  # scenes that statistics are taken from, at most
 TOGETHER = 8  # scenes in one forward pass without gradients
 
 
@@ -48,8 +52,6 @@ class FineTuned(nn.Module):
         self.register_buffer("centre", torch.zeros(inputs))
         self.register_buffer("spread", torch.ones(inputs))
         self.head = nn.Linear(inputs, classes)
-        nn.init.zeros_(self.head.weight)  # no class is preferred before the first step
-        nn.init.zeros_(self.head.bias)
 
     def features(self, coords: Tensor, inputs: Tensor, shape: Sequence[int], scenes: int) -> Tensor:
         """What the linear layer sees, not standardised: [scenes, `length`], or [N, D] of voxels."""
@@ -68,15 +70,27 @@ class FineTuned(nn.Module):
         self.eval()
 
     @torch.no_grad()
-    def standardise(self, scenes: Sequence[VoxelScene]) -> None:
-        """Fixes the centre and spread of the features to those of these scenes, so that scale is no advantage.
+    def start(self, scenes: Sequence[VoxelScene], targets: Sequence[Tensor]) -> None:
+        """Starts the linear layer as a probe of the features before training (Kumar et al., ICLR 2022).
 
-        Batch norm uses the statistics of the scenes at hand here, as it will in training.
+        Else the noise of its first steps would spoil what the network brings along. The features' centre and
+        spread are fixed, so that scale is no advantage. Batch norm works as it will in training: with the statistics
+        of the voxels at hand or, where whole scenes are classified, with fixed ones, for a batch of few scenes has
+        other statistics than the next.
         """
         self.train()
+        if self.level == "scene":
+            self.calibrate(scenes)
         features = torch.cat([self.features(*network_inputs(part)) for part in _parts(_some(scenes))])
+        target = torch.cat([each.reshape(-1) for each in _some(targets)])
         self.centre.copy_(features.mean(0))
         self.spread.copy_(features.std(0, unbiased=False).clamp_min(1e-3))
+        kept = target > 0 if self.level == "voxel" else torch.ones_like(target, dtype=torch.bool)
+        x = ((features - self.centre) / self.spread)[kept]
+        zeros = torch.zeros_like(self.head.weight), torch.zeros_like(self.head.bias)
+        weight, bias = minimise(x, target[kept], PROBE_STRENGTH, *zeros)
+        self.head.weight.copy_(weight)
+        self.head.bias.copy_(torch.maximum(bias, bias[bias.isfinite()].min() - UNSEEN))
 
     @torch.no_grad()
     def predict(self, scenes: Sequence[VoxelScene]) -> list[Tensor]:
@@ -92,9 +106,9 @@ class FineTuned(nn.Module):
         return result
 
 
-def _some(scenes: Sequence[VoxelScene]) -> Sequence[VoxelScene]:
-    """Up to CALIBRATE of the scenes, evenly spread: neighbours are often of one class."""
-    return scenes[:: max(1, -(-len(scenes) // CALIBRATE))]
+def _some(values: Sequence[Value]) -> Sequence[Value]:
+    """Up to CALIBRATE of the scenes, or of their targets, evenly spread: neighbours are often of one class."""
+    return values[:: max(1, -(-len(values) // CALIBRATE))]
 
 
 def _parts(scenes: Sequence[VoxelScene]) -> Iterator[Sequence[VoxelScene]]:
@@ -113,7 +127,7 @@ def finetune(
     seed: int,
     level: str,
 ) -> FineTuned:
-    """Trains a copy of the whole network and a linear layer with cross-entropy.
+    """Trains a copy of the whole network and a linear layer with cross-entropy; rare classes weigh more.
 
     AdamW with a short warm-up and a cosine; scenes are turned and mildly recoloured, as in pre-training. The
     same arguments give the same result: nothing reads a global generator.
@@ -125,32 +139,33 @@ def finetune(
         classes: number of classes, the 0 of voxels included.
         steps: gradient steps.
         batch: scenes a step; fewer scenes than that are all taken in every step.
-        lr: highest learning rate of the network; the linear layer's is HEAD_LR times that.
+        lr: highest learning rate.
         seed: of the order of scenes and of augmentation.
         level: "scene" or "voxel".
 
     Returns:
-        The trained model, in evaluation mode, batch norm calibrated on `scenes`.
+        The trained model, in evaluation mode, batch norm calibrated on `scenes` (before training, where whole scenes are
+        classified).
 
     Raises:
         ValueError: an unknown level, scenes and targets that do not match, or not one label.
     """
     model = FineTuned(copy.deepcopy(net3d), classes, level)
     scenes, targets = _labelled(scenes, targets, level)
-    model.standardise(scenes)
-    groups = [{"params": list(net.parameters())} for net in (model.net3d, model.head)]
-    optimiser = torch.optim.AdamW(groups, lr=lr, weight_decay=WEIGHT_DECAY)
+    model.start(scenes, targets)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
+    rare = _class_weights(targets, classes, level)
     rng = np.random.default_rng(seed)
     order: list[int] = []
     for step in range(steps):
         while len(order) < min(batch, len(scenes)):
             order += rng.permutation(len(scenes)).tolist()
         chosen, order = order[:batch], order[batch:]
-        for group, factor in zip(optimiser.param_groups, (1.0, HEAD_LR), strict=True):
-            group["lr"] = lr * factor * schedule(step, steps)
-        _step(model, optimiser, [scenes[i] for i in chosen], [targets[i] for i in chosen], rng)
-    model.calibrate(scenes)
-    return model
+        optimiser.param_groups[0]["lr"] = lr * schedule(step, steps)
+        _step(model, optimiser, [scenes[i] for i in chosen], [targets[i] for i in chosen], rare, rng)
+    if level == "voxel":
+        model.calibrate(scenes)
+    return model.eval()
 
 
 def schedule(step: int, steps: int) -> float:
@@ -175,11 +190,20 @@ def _labelled(
     return [scene for scene, _ in pairs], [target.long() for _, target in pairs]
 
 
+def _class_weights(targets: Sequence[Tensor], classes: int, level: str) -> Tensor:
+    """[classes] of each class in the loss, as in the probes; voxels without a label count nothing."""
+    weights = rarity(torch.cat([each.reshape(-1) for each in targets]), classes)
+    if level == "voxel":
+        weights[0] = 0.0
+    return weights
+
+
 def _step(
     model: FineTuned,
     optimiser: torch.optim.Optimizer,
     scenes: Sequence[VoxelScene],
     targets: Sequence[Tensor],
+    rare: Tensor,
     rng: np.random.Generator,
 ) -> None:
     """One gradient step on augmented scenes."""
@@ -187,10 +211,8 @@ def _step(
     colour = torch.cat([recoloured(scene.colour, draw_recolour(rng, RECOLOUR)) for scene in scenes])
     inputs = input_features(dataclasses.replace(voxels, colour=colour))
     logits = model(voxels.coords, inputs, voxels.shape, len(scenes))
-    if model.level == "voxel":
-        loss = cross_entropy(logits, torch.cat(list(targets)), ignore_index=0)
-    else:
-        loss = cross_entropy(logits, torch.stack(list(targets)))
+    target = torch.cat([each.reshape(-1) for each in targets])
+    loss = cross_entropy(logits, target, rare)
     optimiser.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), CLIP)

@@ -9,9 +9,8 @@ draws. TEST captures are looked at once, at the end.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from torch.nn.functional import normalize
 from condense.backbone3d import load_net3d
 from condense.captures.capture import Capture
 from condense.links import Links, load_links
-from condense.metrics import confusion, segmentation_scores
+from condense.metrics import confusion
 from condense.model import voxel_features
 from condense.params import SegmentationParams
 from condense.tasks.finetune import finetune
@@ -32,6 +31,7 @@ from condense.tasks.voxelprobe import Probe, fit_probe
 from condense.voxels import VoxelScene
 
 REACH = 1.5  # voxels from a surface point within which a voxel has its label
+FEW = 0.01  # share of the labelled voxels in "1 % of labels"
 SHOTS, DRAWS = 5, 3  # labelled objects a class; draws of labels where few are drawn
 MOST = 40_000  # voxels that one probe is fitted on; of more, so many are drawn
 KINDS = {"part": "object", "semantic": "room"}  # benchmark: kind of capture
@@ -133,7 +133,7 @@ def settings(task: Segmented, seed: int) -> dict[str, list[dict[int, NDArray[np.
     """{setting: the labels of each draw} of the probes of one benchmark."""
     draws = range(DRAWS)
     chosen = {
-        f"{task.name}_probe_1pct": [draw_labels(task, 0.01, seed, draw) for draw in draws],
+        f"{task.name}_probe_1pct": [draw_labels(task, FEW, seed, draw) for draw in draws],
         f"{task.name}_probe_10pct": [draw_labels(task, 0.1, seed, 0)],
         f"{task.name}_probe": [draw_labels(task, 1.0, seed, 0)],
     }
@@ -166,21 +166,28 @@ def features(source: Path | str, paths: Sequence[Path]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Result:
-    """What one source of features achieves.
+    """What one source of features achieves in one benchmark.
 
     Args:
+        method: its name.
+        source: as of `features`.
+        task: name of the benchmark.
         confusions: {setting: [draws, test captures, C, C]} counts of voxels, true class first.
         probes: {setting: the probe of the first draw}.
     """
 
+    method: str
+    source: Path | str
+    task: str
     confusions: Confusions
-    probes: dict[str, Probe]
+    probes: dict[str, Probe] = field(default_factory=dict)
 
 
-def probe(source: Path | str, task: Segmented, seed: int, evaluate: str = "test") -> Result:
+def probe(method: str, source: Path | str, task: Segmented, seed: int, evaluate: str = "test") -> Result:
     """Linear probes on frozen features, all settings of one benchmark. One job of `parallel_map`.
 
     Args:
+        method: name of the source.
         source: as of `features`.
         task: the benchmark.
         seed: of the draws of labels, the same for every source.
@@ -195,7 +202,7 @@ def probe(source: Path | str, task: Segmented, seed: int, evaluate: str = "test"
         tested = [[each.predict(values[k]) for k in task.rows(evaluate)] for each in fitted]
         confusions[setting] = np.stack([_confusions(task, evaluate, predicted) for predicted in tested])
         probes[setting] = fitted[0]
-    return Result(confusions, probes)
+    return Result(method, source, task.name, confusions, probes)
 
 
 def _gather(
@@ -217,20 +224,20 @@ def _confusions(task: Segmented, split: str, predicted: Sequence[Tensor]) -> NDA
 
 
 def fine_tune(
+    method: str,
     folder: Path,
     task: Segmented,
-    share: float,
     params: SegmentationParams,
     seed: int,
     draw: int,
     evaluate: str = "test",
-) -> NDArray[np.int64]:
-    """[1, test captures, C, C] confusions of a network fine-tuned on a share of labels. One job of `parallel_map`.
+) -> Result:
+    """A network fine-tuned on FEW of the labels. One job of `parallel_map`.
 
     Args:
+        method: name of the network.
         folder: of the network to start from.
         task: the benchmark.
-        share: of the labelled voxels.
         params: steps, captures a step and learning rate.
         seed: of the labels, and of training.
         draw: which draw of labels.
@@ -238,7 +245,7 @@ def fine_tune(
     """
     scenes = {int(k): load_links(task.paths[k], ()).scene for split in ("train", evaluate) for k in task.rows(split)}
     targets = []
-    for k, some in draw_labels(task, share, seed, draw).items():
+    for k, some in draw_labels(task, FEW, seed, draw).items():
         target = torch.zeros(len(task.labels[k]), dtype=torch.int64)
         target[torch.from_numpy(some)] = torch.from_numpy(task.labels[k][some].astype(np.int64))
         targets.append(target)
@@ -253,15 +260,5 @@ def fine_tune(
         seed=seed + draw,
         level="voxel",
     )
-    return _confusions(task, evaluate, model.predict([scenes[int(k)] for k in task.rows(evaluate)]))[None]
-
-
-def tabulate(confusions: Mapping[str, Mapping[str, NDArray[np.int64]]]) -> dict[str, dict[str, Any]]:
-    """The metric file from {method: {setting: [seeds and draws, captures, C, C]}}: mIoU, and mean accuracy."""
-    metrics: dict[str, dict[str, Any]] = {}
-    for method, rows in confusions.items():
-        for setting, counts in rows.items():
-            scores = segmentation_scores(counts)
-            metrics.setdefault(method, {})[f"{setting}_miou"] = scores["miou"]
-            metrics[method][f"{setting}_macc"] = scores["macc"]
-    return metrics
+    counts = _confusions(task, evaluate, model.predict([scenes[int(k)] for k in task.rows(evaluate)]))
+    return Result(method, folder, task.name, {f"{task.name}_finetune_1pct": counts[None]})

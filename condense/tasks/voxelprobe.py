@@ -54,14 +54,11 @@ def fit_probe(x: Tensor, y: Tensor, val_x: Tensor, val_y: Tensor, classes: int) 
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"a probe needs samples, each with a class; got {len(x)} and {len(y)}")
     centre, spread = x.mean(0), x.std(0, unbiased=False).clamp_min(1e-6)
-    present, target = torch.unique(y, return_inverse=True)
     standard = (x - centre) / spread
-    parameters = torch.zeros(len(present), x.shape[1] + 1)  # the last column is the bias
     best, reached = None, -1.0
+    weight, bias = torch.zeros(classes, x.shape[1]), torch.zeros(classes)
     for number, strength in enumerate(STRENGTHS):
-        parameters = _minimise(parameters, standard, target, strength)
-        weight, bias = torch.zeros(classes, x.shape[1]), torch.full((classes,), -torch.inf)
-        weight[present], bias[present] = parameters[:, :-1], parameters[:, -1]
+        weight, bias = minimise(standard, y, strength, weight, bias)
         probe = Probe(weight, bias, centre, spread)
         score = mean_iou(probe.predict(val_x).numpy(), val_y.numpy(), classes) if len(val_x) else -abs(number - 1)
         if best is None or score > reached:
@@ -70,18 +67,39 @@ def fit_probe(x: Tensor, y: Tensor, val_x: Tensor, val_y: Tensor, classes: int) 
     return best
 
 
-def _minimise(start: Tensor, x: Tensor, y: Tensor, strength: float) -> Tensor:
-    """Balanced cross-entropy + strength/2 |weights|^2, from `start` [C, D + 1]."""
-    rarity = torch.bincount(y).to(x) ** -BALANCE
-    parameters = start.clone().requires_grad_()
+def rarity(y: Tensor, classes: int) -> Tensor:
+    """[classes] n^-BALANCE of a class of n samples, 0 of a class without any."""
+    count = torch.bincount(y, minlength=classes).float()
+    return torch.where(count > 0, count.clamp_min(1) ** -BALANCE, 0.0)
+
+
+def minimise(x: Tensor, y: Tensor, strength: float, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Balanced cross-entropy + strength/2 |weight|^2 by L-BFGS.
+
+    Args:
+        x: [M, D] standardised features.
+        y: [M] int classes.
+        strength: of the regularisation.
+        weight: [C, D] and
+        bias: [C] where to start.
+
+    Returns:
+        weight and bias; those of a class that `y` lacks are 0 and minus infinity.
+    """
+    present, target = torch.unique(y, return_inverse=True)
+    weights = rarity(y, len(weight))[present]
+    parameters = torch.cat([weight, bias[:, None].nan_to_num(neginf=0.0)], dim=1)[present].requires_grad_()
     optimiser = torch.optim.LBFGS([parameters], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        weight = parameters[:, :-1]
-        loss = cross_entropy(x @ weight.T + parameters[:, -1], y, rarity) + strength / 2 * weight.square().sum()
+        own = parameters[:, :-1]
+        loss = cross_entropy(x @ own.T + parameters[:, -1], target, weights) + strength / 2 * own.square().sum()
         loss.backward()
         return loss
 
-    optimiser.step(closure)
-    return parameters.detach()
+    with torch.enable_grad():
+        optimiser.step(closure)
+    weight, bias = torch.zeros_like(weight), torch.full_like(bias, -torch.inf)
+    weight[present], bias[present] = parameters.detach()[:, :-1], parameters.detach()[:, -1]
+    return weight, bias
