@@ -110,6 +110,17 @@ class SparseUNet(nn.Module):
         Raises:
             ValueError: no voxels, or shapes that do not match.
         """
+        return self.with_lowest(coords, features, shape, scenes)[0]
+
+    def with_lowest(
+        self, coords: Tensor, features: Tensor, shape: Sequence[int], scenes: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What `forward` returns, and the lowest level's features.
+
+        Returns:
+            [N, out_channels] as of `forward`; [M, channels[-1]], one row a cell of the lowest level, not
+            negative; [M] int64, the scene of each, of no particular order.
+        """
         if len(coords) == 0 or coords.shape != (len(features), 4):
             raise ValueError(
                 f"the U-Net needs at least one voxel, coords [N, 4] and features [N, C]; "
@@ -128,10 +139,11 @@ class SparseUNet(nn.Module):
             if level < len(self.down):
                 skips.append(x)
                 x = self.down[level](x)
+        lowest, scene = x.features, x.indices[:, 0].long()
         for level in reversed(range(len(self.up))):
             x = self.up[level](x)
             x = self.decoder[level](x.replace_feature(x.features + skips[level].features))
-        return self.head(x.features)
+        return self.head(x.features), lowest, scene
 
 
 @torch.no_grad()

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 
 def renders_beside_truth(pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], columns: int = 2) -> Figure:
@@ -125,4 +127,106 @@ def feature_colours(pictures: dict[str, Sequence[np.ndarray]], title: str = "") 
         row[0].set_ylabel(kind, fontsize=9)
     if title:
         figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def few_shot_curves(panels: dict[str, dict[str, Sequence[tuple[float, float, float]]]]) -> Figure:
+    """Accuracy by the number of labels a class, with 95 % bands: {panel: {method: (labels, accuracy, half)}}."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.8), squeeze=False, layout="constrained")
+    colours: dict[str, str] = {}
+    for axis, (title, methods) in zip(axes.flat, panels.items(), strict=True):
+        for method, points in methods.items():
+            colour = colours.setdefault(method, f"C{len(colours)}")
+            shots, mean, half = (np.array(part) for part in zip(*points, strict=True))
+            axis.plot(shots, 100 * mean, "o-", markersize=3.5, label=method, color=colour)
+            axis.fill_between(shots, 100 * (mean - half), 100 * (mean + half), color=colour, alpha=0.12, linewidth=0)
+            ticks = [int(number) for number in shots]
+        axis.set(title=title, xlabel="labelled captures a class", ylabel="accuracy [%]", ylim=(0, 102), xscale="log")
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.spines[["top", "right"]].set_visible(False)
+    axes.flat[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def grouped_bars(metrics: dict[str, dict[str, dict[str, float]]], groups: dict[str, str]) -> Figure:
+    """Fractions in percent with 95 % intervals, a group of bars a metric, a bar a method.
+
+    Args:
+        metrics: as of a metric file.
+        groups: {metric: what stands below its group}.
+    """
+    methods = [method for method, row in metrics.items() if set(groups) & set(row)]
+    width = 0.8 / max(1, len(methods))
+    size = (max(5.0, 0.28 * len(methods) * len(groups) + 2.5), 3.4)
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    for number, method in enumerate(methods):
+        found = [(at, metrics[method][name]) for at, name in enumerate(groups) if name in metrics[method]]
+        at = [place + (number - (len(methods) - 1) / 2) * width for place, _ in found]
+        means, halves = ([100 * (value[key] or 0.0) for _, value in found] for key in ("mean", "ci95"))
+        axis.bar(at, means, width * 0.92, yerr=halves, label=method, error_kw={"linewidth": 0.8})
+    axis.set_xticks(range(len(groups)), list(groups.values()))
+    axis.set(ylabel="%", ylim=(0, 102))
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def confusion_matrix(shares: np.ndarray, names: Sequence[str]) -> Figure:
+    """Shares [K, K] of each true class (rows) taken for each class, in percent; 0 is left blank."""
+    side = 0.42 * len(names) + 1.4
+    figure, axis = plt.subplots(figsize=(side, side), layout="constrained")
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in zip(*np.nonzero(shares), strict=True):
+        colour = "white" if shares[row, column] > 0.55 else "black"
+        text = f"{100 * shares[row, column]:.0f}"
+        axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axis.set_yticks(range(len(names)), names)
+    axis.set(xlabel="taken for", ylabel="true class")
+    axis.spines[:].set_visible(False)
+
+
+def label_colours(count: int) -> np.ndarray:
+    """[count, 3] RGB in [0, 1], told apart from their neighbours; the first, of what has no label, is light grey."""
+    number = np.arange(count)
+    hue = number * 0.618034 % 1  # steps of the golden section never repeat
+    saturation, value = 0.55 + 0.15 * (number % 3), 0.95 - 0.18 * (number // 2 % 2)
+    colours = hsv_to_rgb(np.stack([hue, saturation, value], axis=1))
+    colours[:1] = 0.8
+    return colours
+
+
+def seen_obliquely(coords: np.ndarray, yaw: float = 0.7, pitch: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels seen from above and aside: [N, 2] places in the picture (x right, y up), [N] their order, far first."""
+    at = coords - coords.mean(0)
+    x = at[:, 0] * np.cos(yaw) - at[:, 1] * np.sin(yaw)
+    y = at[:, 0] * np.sin(yaw) + at[:, 1] * np.cos(yaw)
+    place = np.stack([x, y * np.sin(pitch) + at[:, 2] * np.cos(pitch)], axis=1)
+    return place, np.argsort(-(y * np.cos(pitch) - at[:, 2] * np.sin(pitch)), kind="stable")
+
+
+def labelled_voxels(rows: Sequence[tuple[str, np.ndarray, dict[str, np.ndarray], Sequence[str]]]) -> Figure:
+    """Captures down, ways of naming their voxels across, a legend beside each row.
+
+    Args:
+        rows: (title, coords [N, 3], {panel: labels [N]}, names of the labels) of each capture; 0 = no label.
+    """
+    columns = max(len(panels) for _, _, panels, _ in rows)
+    size = (2.3 * columns + 1.6, 2.3 * len(rows))
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    for line, (title, coords, panels, names) in zip(axes, rows, strict=True):
+        place, order = seen_obliquely(coords)
+        colours = label_colours(len(names))
+        dot = 1.2 * (160 / np.ptp(place, axis=0).max()) ** 2  # points squared: about a voxel
+        for axis, (panel, labels) in zip(line, panels.items(), strict=False):
+            depth = np.linspace(0.75, 1, len(order))[:, None]  # far voxels are darker
+            axis.scatter(*place[order].T, s=dot, c=colours[labels[order]] * depth, marker="s", linewidths=0)
+            axis.set_title(f"{title}: {panel}" if axis is line[0] else panel, fontsize=8)
+        used = np.unique(np.concatenate(list(panels.values())))
+        handles = [Patch(color=colours[label], label=names[label]) for label in used if label]
+        line[-1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=6, frameon=False)
+        for axis in line:
+            axis.set_aspect("equal")
+            axis.axis("off")
     return figure

@@ -37,14 +37,101 @@ def mean_iou(predicted: ArrayLike, truth: ArrayLike, classes: int, ignore: int =
         classes: number of classes.
         ignore: elements of this true class are left out altogether; -1 leaves none out.
     """
-    predicted, truth = np.asarray(predicted).ravel(), np.asarray(truth).ravel()
+    iou, _ = class_scores(confusion(predicted, truth, classes, ignore))
+    return float(np.nanmean(iou)) if np.isfinite(iou).any() else 0.0
+
+
+def confusion(predicted: ArrayLike, truth: ArrayLike, classes: int, ignore: int = 0) -> NDArray[np.int64]:
+    """[classes, classes] counts, true class first.
+
+    Args:
+        predicted: [N] int in [0, classes).
+        truth: [N] int in [0, classes).
+        classes: number of classes.
+        ignore: elements of this true class are left out altogether; -1 leaves none out.
+    """
+    predicted, truth = np.asarray(predicted, dtype=np.int64).ravel(), np.asarray(truth, dtype=np.int64).ravel()
     kept = truth != ignore
     pairs = np.bincount(truth[kept] * classes + predicted[kept], minlength=classes**2)
-    confusion = pairs.reshape(classes, classes)  # rows: truth
-    both = np.diag(confusion)
-    union = confusion.sum(0) + confusion.sum(1) - both
-    present = confusion.sum(1) > 0
-    return float((both[present] / union[present]).mean()) if present.any() else 0.0
+    return pairs.reshape(classes, classes)
+
+
+def class_scores(confusions: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Intersection over union and recall [..., C] of each class from confusions [..., C, C], true class first.
+
+    NaN for a class that the truth lacks.
+    """
+    counts = np.asarray(confusions, dtype=float)
+    both = np.diagonal(counts, axis1=-2, axis2=-1)
+    true, predicted = counts.sum(-1), counts.sum(-2)
+    return _shares(both, true, predicted)
+
+
+def _shares(
+    both: NDArray[np.float64], true: NDArray[np.float64], predicted: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    present = true > 0
+    nothing = np.full_like(both, np.nan)
+    iou = np.divide(both, true + predicted - both, out=nothing.copy(), where=present)
+    return iou, np.divide(both, true, out=nothing, where=present)
+
+
+def segmentation_scores(confusions: ArrayLike, seed: int = 0) -> dict[str, dict[str, float | int | None]]:
+    """Mean IoU and mean class accuracy, each with an interval over seeds and captures at once.
+
+    Counts are summed over captures, then come IoU and accuracy of each class that the truth has, then their mean
+    over classes, then over seeds. The bootstrap is that of `interval`; a class that no drawn capture has is left
+    out of that draw.
+
+    Args:
+        confusions: [seeds, captures, C, C] counts, true class first.
+        seed: of the bootstrap's own generator.
+
+    Returns:
+        {"miou", "macc"}, each {"mean", "ci95", "n"} with n the number of captures.
+    """
+    counts = np.asarray(confusions, dtype=float)
+    captures = counts.shape[1]
+    scores = [np.nanmean(values, axis=-1).mean() for values in class_scores(counts.sum(1))]
+    spans = [np.diff(np.percentile(draws, [2.5, 97.5]))[0] / 2 for draws in _redrawn_scores(counts, seed)]
+    return {
+        name: {"mean": float(score), "ci95": float(span) if captures > 1 else None, "n": captures}
+        for name, score, span in zip(("miou", "macc"), scores, spans, strict=True)
+    }
+
+
+def segmentation_difference(a: ArrayLike, b: ArrayLike, seed: int = 0) -> dict[str, float | int | None]:
+    """Mean IoU of `a` minus that of `b`, on the same captures, with a two-sided "p" as of `paired_difference`.
+
+    Captures are redrawn alike for both. So are seeds, where both have equally many; else each has its own.
+
+    Args:
+        a: [seeds, captures, C, C] counts, true class first.
+        b: likewise; another number of seeds is allowed.
+        seed: of the bootstrap's own generator.
+    """
+    first, second = (np.asarray(counts, dtype=float) for counts in (a, b))
+    captures = first.shape[1]
+    draws = _redrawn_scores(first, seed)[0] - _redrawn_scores(second, seed)[0]
+    means = [np.nanmean(class_scores(counts.sum(1))[0], axis=-1).mean() for counts in (first, second)]
+    half = float(np.diff(np.percentile(draws, [2.5, 97.5]))[0] / 2) if captures > 1 else None
+    side = min((draws <= 0).mean(), (draws >= 0).mean())
+    p = float(np.clip(2 * side, 1 / DRAWS, 1))
+    return {"mean": float(means[0] - means[1]), "ci95": half, "n": captures, "p": p}
+
+
+def _redrawn_scores(counts: NDArray[np.float64], seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[DRAWS] mean IoU and mean accuracy of confusions [seeds, captures, C, C] with seeds and captures redrawn.
+
+    Captures are drawn first: two methods with other numbers of seeds see the same captures.
+    """
+    rng = np.random.default_rng(seed)
+    seeds, captures = counts.shape[:2]
+    columns = rng.multinomial(captures, np.full(captures, 1 / captures), size=DRAWS).astype(float)
+    rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=DRAWS) / seeds  # [DRAWS, seeds]
+    kinds = (np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1), counts.sum(-2))  # each [seeds, captures, C]
+    iou, accuracy = _shares(*(columns @ kind for kind in kinds))  # [seeds, DRAWS, C]
+    return tuple((rows.T * np.nanmean(values, axis=-1)).sum(0) for values in (iou, accuracy))  # type: ignore
 
 
 def consistency_margin(same: ArrayLike, random: ArrayLike) -> float:
@@ -58,10 +145,11 @@ def interval(values: ArrayLike, seed: int = 0) -> dict[str, float | int | None]:
     Every seed is measured on the same captures, so the two are crossed. The pigeonhole bootstrap (Owen 2007)
     draws rows and columns with replacement, independently: unlike a plain mean over seeds, it says how far the
     number would move with other captures too, and it errs on the wide side. The half-width is half the span
-    between the 2.5th and 97.5th percentile.
+    between the 2.5th and 97.5th percentile. Draws of labels that all seeds share are one more crossed factor.
 
     Args:
-        values: [seeds, captures], or [captures] for one seed. Missing values are NaN and are left out.
+        values: [seeds, captures], or [captures] for one seed, or [seeds, draws, captures]. Missing values are NaN
+            and are left out.
         seed: of the bootstrap's own generator.
 
     Returns:
@@ -71,9 +159,9 @@ def interval(values: ArrayLike, seed: int = 0) -> dict[str, float | int | None]:
         ValueError: no values.
     """
     table = np.atleast_2d(np.asarray(values, dtype=float))
-    if table.ndim != 2 or not np.isfinite(table).any():
-        raise ValueError(f"interval wants [seeds, captures] with at least one value, not shape {table.shape}")
-    n = int(np.isfinite(table).any(axis=0).sum())
+    if table.ndim not in (2, 3) or not np.isfinite(table).any():
+        raise ValueError(f"interval wants [seeds, (draws,) captures] with at least one value, not shape {table.shape}")
+    n = int(np.isfinite(table).any(axis=tuple(range(table.ndim - 1))).sum())
     means = _pigeonhole(table, seed) if np.isfinite(table).sum() > 1 else None
     half = None if means is None else float(np.diff(np.percentile(means, [2.5, 97.5]))[0] / 2)
     return {"mean": float(np.nanmean(table)), "ci95": half, "n": n}
@@ -88,7 +176,7 @@ def median_interval(values: ArrayLike, seed: int = 0) -> dict[str, float | int |
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0) -> dict[str, float | int | None]:
-    """`interval` of a - b, both [seeds, captures] on the same seeds and captures, with a two-sided "p".
+    """`interval` of a - b, both [seeds, (draws,) captures] on the same draws and captures, with a two-sided "p".
 
     p is twice the smaller share of bootstrap means on either side of 0, at least 1 / draws. Where the numbers
     of seeds differ, seeds are not paired: the means over seeds are compared, capture by capture.
@@ -103,12 +191,12 @@ def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0) -> dict[str, fl
 
 
 def _pigeonhole(table: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """[DRAWS] means of `table` [seeds, captures] with its rows and columns redrawn."""
+    """[DRAWS] means of `table` [seeds, (draws,) captures], every axis redrawn by itself."""
     rng = np.random.default_rng(seed)
-    seeds, captures = table.shape
-    rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=DRAWS)  # [DRAWS, seeds] times drawn
-    columns = rng.multinomial(captures, np.full(captures, 1 / captures), size=DRAWS)
     present = np.isfinite(table)
-    total = ((rows @ np.where(present, table, 0)) * columns).sum(axis=1)
-    count = ((rows @ present.astype(float)) * columns).sum(axis=1)
+    total, count = np.where(present, table, 0.0), present.astype(float)
+    for axis, size in enumerate(table.shape):
+        times = rng.multinomial(size, np.full(size, 1 / size), size=DRAWS).astype(float)  # [DRAWS, size] times drawn
+        over = "s...,bs->b..." if axis == 0 else "bs...,bs->b..."  # the first axis is what is left of the table
+        total, count = (np.einsum(over, part, times, optimize=True) for part in (total, count))
     return total[count > 0] / count[count > 0]

@@ -145,6 +145,26 @@ class AblationParams:
 
 
 @dataclass(frozen=True)
+class ClassificationParams:
+    """Fine-tuning for classification."""
+
+    finetune_steps: int = 50
+    finetune_batch: int = 2  # captures a step
+    finetune_lr: float = 3e-3
+
+
+@dataclass(frozen=True)
+class SegmentationParams:
+    """Fine-tuning for part and semantic segmentation."""
+
+    part_steps: int = 80
+    part_batch: int = 4  # objects a step
+    semantic_steps: int = 60
+    semantic_batch: int = 1  # rooms a step: a room is as large as seven objects
+    lr: float = 3e-3
+
+
+@dataclass(frozen=True)
 class Params:
     """Every setting of a run."""
 
@@ -158,6 +178,8 @@ class Params:
     pretrain: PretrainParams = field(default_factory=PretrainParams)
     baselines: BaselinesParams = field(default_factory=BaselinesParams)
     ablations: AblationParams = field(default_factory=AblationParams)
+    classification: ClassificationParams = field(default_factory=ClassificationParams)
+    segmentation: SegmentationParams = field(default_factory=SegmentationParams)
 
 
 def parse(cls: Any, values: dict[str, Any], where: str) -> Any:

@@ -58,6 +58,21 @@ SECTIONS = [
         ("linear_probe_acc", "few_shot_5_acc", "heldout_linear_probe_acc"),
     ),
     Section(
+        "segmentation",
+        "Part and semantic segmentation",
+        "Parts of objects and things in rooms, told apart voxel by voxel: linear probes on frozen features, and "
+        "fine-tuning (<code>finetune</code>) of the whole network. 1 % of labels is 1 % of the labelled voxels, drawn one "
+        "by one over all training captures, the same for every method. <code>lift</code> is the frozen 2D network's "
+        "features carried to the voxels, <code>colour_position</code> what a voxel shows without learning. "
+        '<a href="tables/segmentation_classes.csv">Class by class</a>, '
+        '<a href="tables/segmentation_differences.csv">paired differences</a>, and '
+        '<a href="figures/segmentation/voxels.html">voxels to turn</a>.',
+        (
+            *("part_probe_miou", "part_probe_1pct_miou", "part_few_shot_5_miou", "part_finetune_1pct_miou"),
+            *("semantic_probe_miou", "semantic_probe_1pct_miou", "semantic_finetune_1pct_miou"),
+        ),
+    ),
+    Section(
         "matching",
         "Image to capture",
         "Which capture does an unseen view show? <code>condense</code> compares the student's cells with voxel features; "

@@ -56,6 +56,12 @@ class TestInterval:
         assert interval(values)["mean"] == pytest.approx(0.75)
         assert interval(values)["n"] == 2
 
+    def test_draws_are_a_factor_of_their_own(self):
+        draws = np.array([[0.4], [0.5], [0.6]]) + np.zeros((1, 3, 50))
+        assert interval(draws)["ci95"] == pytest.approx(interval(draws[0])["ci95"], rel=0.1)
+        assert interval(draws)["n"] == 50
+        assert interval(np.repeat(draws, 4, axis=0))["ci95"] > 0.05, "more seeds with the same draws tell no more"
+
     def test_one_value_has_no_interval(self):
         assert interval([0.5]) == {"mean": 0.5, "ci95": None, "n": 1}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -28,12 +29,17 @@ def read_vertices(path: Path) -> np.ndarray:
         ValueError: it is not binary PLY with vertices first, or it ends early.
     """
     with path.open("rb") as file:
-        head, end, _ = file.read(LONGEST_HEADER).partition(b"end_header\n")
-        if not head.startswith(b"ply") or not end:
-            raise ValueError("it has no PLY header")
-        count, table = _layout(head.decode("latin-1").split("\n"))
-        file.seek(len(head) + len(end))
-        data = file.read(count * table.itemsize)
+        return vertices(file)
+
+
+def vertices(file: BinaryIO) -> np.ndarray:
+    """As `read_vertices`, of an open file."""
+    head, end, _ = file.read(LONGEST_HEADER).partition(b"end_header\n")
+    if not head.startswith(b"ply") or not end:
+        raise ValueError("it has no PLY header")
+    count, table = _layout(head.decode("latin-1").split("\n"))
+    file.seek(len(head) + len(end))
+    data = file.read(count * table.itemsize)
     if len(data) < count * table.itemsize:
         raise ValueError(f"it ends after {len(data) // table.itemsize} of {count} vertices")
     return np.frombuffer(data, dtype=table)

@@ -1,161 +1,357 @@
-"""3D classification: a linear probe on frozen features, one vector a capture.
+"""3D classification on frozen descriptors: what is measured of each method, and how methods are compared.
 
-The regularisation is chosen on VAL instances; TEST instances are looked at once, at the end.
+Two modalities: voxel scenes of fields, and point clouds of the surface without colour. Robustness is that of probes
+which learned from clean captures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from condense.backbone3d import load_net3d
+from condense.captures.folder import Folder
 from condense.links import load_links
-from condense.metrics import hits, interval
-from condense.model import load_model, voxel_features
+from condense.metrics import confusion, hits, interval, paired_difference
+from condense.params import ClassificationParams
+from condense.tasks.descriptors import colour_histogram, describe, pool, shape_histogram
+from condense.tasks.finetune import finetune
+from condense.tasks.pointclouds import read_points, scene_of_points, without_colour
+from condense.tasks.probes import (
+    DRAWS,
+    Labelled,
+    Probe,
+    Vectors,
+    draw_shots,
+    few_shot,
+    linear_probe,
+    nearest_neighbours,
+)
+from condense.tasks.robustness import PERTURBATIONS, perturbed
 from condense.voxels import VoxelScene
 
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation tried on VAL
-SHOTS, DRAWS = 5, 5  # labelled instances a class; draws of them
+SHOTS = (1, 5, 10)
+FINETUNE_SHOTS = {"finetune_5_acc": 5, "finetune_all_acc": None}
+HELDOUT_SHOTS = (5,)
+RESOLUTION = 32  # of point clouds: voxels along the longest side
+PROBES = ("linear_probe_acc", "knn_acc", "few_shot_1_acc", "few_shot_5_acc", "few_shot_10_acc")
+MAIN = (*PROBES, *FINETUNE_SHOTS, "heldout_linear_probe_acc", "heldout_few_shot_5_acc")  # on fields
+ROBUST = {  # metric: what stands below it in a figure
+    "linear_probe_acc": "fields,\nclean",
+    "robust_colour_acc": "no\ncolour",
+    "linear_probe_acc_points": "points,\nclean",
+    "robust_rotation_acc": "tilted\n30 degrees",
+    "robust_noise_acc": "noise\n2 %",
+    "robust_drop_50_acc": "half the\npoints",
+    "robust_drop_80_acc": "a fifth",
+    "robust_cut_acc": "cut\nin half",
+    "robust_one_view_acc": "seen from\none side",
+}
+HAND_MADE = ("lift", "shape_histogram", "colour_histogram")  # methods without a network
+Hits = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """The class and split of captures.
+class Source:
+    """Where a capture is: its own files, and its links."""
+
+    folder: Folder
+    links: Path
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """What is classified of C captures.
 
     Args:
-        classes: [C] class names.
-        splits: [C] "train", "val" or "test".
-        heldout: [C] bool, True for classes that pre-training never saw.
+        fields: their voxel scenes.
+        points: their surface points [P, 3]; [] where a capture has none.
+        lifted: [C, 2 D] pooled multi-view-lifted features of the frozen image network.
     """
 
-    classes: NDArray[np.str_]
-    splits: NDArray[np.str_]
-    heldout: NDArray[np.bool_]
-
-    @classmethod
-    def read(cls, metas: Sequence[Mapping[str, Any]]) -> Labelled:
-        """From the captures' `meta`; one without a class or a split gets an empty string and is never used."""
-        objects = [meta if meta.get("kind") == "object" else {} for meta in metas]
-        return cls(
-            np.array([str(meta.get("class", "")) for meta in objects], dtype=np.str_),
-            np.array([str(meta.get("split", "")) for meta in objects], dtype=np.str_),
-            np.array([bool(meta.get("heldout_class")) for meta in objects], dtype=bool),
-        )
-
-    def rows(self, split: str, heldout: bool) -> NDArray[np.int64]:
-        """The captures of a split, of the classes seen in pre-training or of those held out."""
-        return np.flatnonzero((self.splits == split) & (self.heldout == heldout) & (self.classes != ""))
+    fields: list[VoxelScene]
+    points: list[Tensor]
+    lifted: Vectors
 
 
-def pool(features: Tensor) -> NDArray[np.float32]:
-    """One vector [2 D] for a capture: mean and maximum over its voxels' features [N, D]."""
-    return torch.cat([features.mean(0), features.amax(0)]).float().cpu().numpy()
+@lru_cache(maxsize=1)  # one read a worker process, whatever number of networks it probes
+def load_scenes(sources: tuple[Source, ...]) -> Scenes:
+    """Reads captures; their images are not touched."""
+    fields, points, lifted = [], [], []
+    for source in sources:
+        links = load_links(source.links, ())
+        cloud = read_points(source.folder)
+        seen = links.seen > 0
+        fields.append(links.scene)
+        points += [] if cloud is None else [cloud.points]
+        lifted.append(pool(links.lifted[seen], seen[seen].long() * 0, 1)[0].numpy())
+    return Scenes(fields, points if len(points) == len(sources) else [], np.stack(lifted))
 
 
-def describe(folder: Path, paths: Sequence[Path]) -> NDArray[np.float32]:
-    """[C, 2 D] pooled 3D features of linked captures by the model in `folder`. One job of `parallel_map`."""
-    scenes = [load_links(path, ()).scene for path in paths]
-    return np.stack([pool(features) for features in voxel_features(load_model(folder).net3d, scenes)])
-
-
-def colour_histogram(scene: VoxelScene, bins: int = 4) -> NDArray[np.float32]:
-    """[bins^3] share of voxels in each cell of RGB space: what colour alone tells."""
-    cells = (scene.colour.clamp(0, 1) * bins).long().clamp_max(bins - 1)
-    index = (cells[:, 0] * bins + cells[:, 1]) * bins + cells[:, 2]
-    return (torch.bincount(index, minlength=bins**3) / len(scene)).float().cpu().numpy()
-
-
-def shape_histogram(scene: VoxelScene, bins: int = 8) -> NDArray[np.float32]:
-    """[bins^2] share of voxels by distance from the vertical axis and by height, about the centroid.
-
-    Unchanged by turns about the vertical, by recolouring and by texture.
-    """
-    at = scene.coords.float() - scene.coords.float().mean(0)
-    radius = at[:, :2].norm(dim=1) / max(scene.grid.shape[:2]) * 2
-    height = at[:, 2] / scene.grid.shape[2] + 0.5
-    r, h = ((value * bins).long().clamp(0, bins - 1) for value in (radius, height))
-    return (torch.bincount(r * bins + h, minlength=bins**2) / len(scene)).float().cpu().numpy()
-
-
-def linear_probe(
-    features: NDArray[np.floating],
-    classes: NDArray[np.str_],
-    train: NDArray[np.int64],
-    val: NDArray[np.int64],
-    test: NDArray[np.int64],
-) -> tuple[NDArray[np.float64], float]:
-    """Logistic regression on standardised features.
+@dataclass(frozen=True)
+class Outcome:
+    """What one network (or hand-made descriptor) got right.
 
     Args:
-        features: [C, D].
-        classes: [C].
-        train: rows that are learned from.
-        val: rows that choose the regularisation (the stronger one of equals).
-        test: rows that are scored.
-
-    Returns:
-        [len(test)] 1 where right, and the accuracy on `val`.
+        hits: metric -> [test captures] or, of few-shot metrics, [draws, test captures]: 1 where right.
+        predicted: [test captures] classes by the linear probe on fields.
     """
-    best, accuracy = None, -1.0
-    for strength in STRENGTHS:
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
-        model.fit(features[train], classes[train])
-        scored = float(hits(model.predict(features[val]), classes[val]).mean())
-        if scored > accuracy:
-            best, accuracy = model, scored
-    assert best is not None
-    return hits(best.predict(features[test]), classes[test]), accuracy
+
+    hits: Hits
+    predicted: NDArray[np.str_]
 
 
-def few_shot(
-    features: NDArray[np.floating], labelled: Labelled, seed: int, evaluate: str = "test"
-) -> NDArray[np.float64]:
-    """[DRAWS, captures] hits of a probe that saw SHOTS instances of each class; the draws differ by `seed`."""
-    train, val = labelled.rows("train", False), labelled.rows("val", False)
-    test = labelled.rows(evaluate, False)
-    rng = np.random.default_rng(seed)
-    result = []
-    for _ in range(DRAWS):
-        order = rng.permutation(train)
-        names = labelled.classes[order]
-        drawn = np.concatenate([order[names == name][:SHOTS] for name in np.unique(names)])
-        result.append(linear_probe(features, labelled.classes, drawn, val, test)[0])
-    return np.stack(result)
-
-
-def classify(
-    features: Mapping[str, NDArray[np.floating]], labelled: Labelled, seed: int, evaluate: str = "test"
-) -> dict[str, dict[str, dict[str, float | int | None]]]:
-    """The metric file of 3D classification.
+def measure(vectors: Vectors, labelled: Labelled, seed: int, evaluate: str = "test") -> Hits:
+    """Probes of one set of vectors [C, D]: linear, nearest neighbours, few-shot, and of held-out classes.
 
     Args:
-        features: {method: [seeds, C, D]}, one vector per seed and capture.
+        vectors: one a capture.
         labelled: of the C captures.
         seed: of the few-shot draws, the same for every method.
         evaluate: the split that is scored; "val" while tuning.
 
     Returns:
-        {method: {"linear_probe_acc", "heldout_linear_probe_acc", "few_shot_5_acc"}}; {} where the captures
-        have no classes (real photographs), and without a metric whose split is empty.
+        {metric: hits}; {} where the captures have no classes, without the metrics of a group with an empty split.
     """
-    metrics: dict[str, dict[str, Any]] = {}
-    for method, vectors in features.items():
-        row: dict[str, Any] = {}
-        for name, heldout in (("linear_probe_acc", False), ("heldout_linear_probe_acc", True)):
-            rows = [labelled.rows(split, heldout) for split in ("train", "val", evaluate)]
-            if all(len(part) for part in rows):
-                row[name] = interval(np.stack([linear_probe(v, labelled.classes, *rows)[0] for v in vectors]))
-        if "linear_probe_acc" in row:
-            row["few_shot_5_acc"] = interval(np.concatenate([few_shot(v, labelled, seed, evaluate) for v in vectors]))
-        if row:
-            metrics[method] = row
-    return metrics
+    found: Hits = {}
+    for prefix, heldout, numbers in (("", False, SHOTS), ("heldout_", True, HELDOUT_SHOTS)):
+        train, val, test = (labelled.rows(split, heldout) for split in ("train", "val", evaluate))
+        if not (len(train) and len(val) and len(test)):
+            continue
+        classes = labelled.classes
+        probe = linear_probe(vectors, classes, train, val)[0]
+        found[f"{prefix}linear_probe_acc"] = hits(probe.predict(vectors[test]), classes[test])
+        found[f"{prefix}knn_acc"] = nearest_neighbours(vectors, classes, train, val, test)
+        for shots in numbers:
+            found[f"{prefix}few_shot_{shots}_acc"] = few_shot(vectors, classes, (train, val, test), shots, seed)
+    return found
+
+
+Descriptor = Callable[[Sequence[VoxelScene]], Vectors]
+
+
+def histograms(histogram: Callable[[VoxelScene], NDArray[np.float32]], scenes: Sequence[VoxelScene]) -> Vectors:
+    """[scenes, D] of one hand-made descriptor."""
+    return np.stack([histogram(scene) for scene in scenes])
+
+
+def probe_method(
+    method: str, folder: Path | None, sources: tuple[Source, ...], labelled: Labelled, seed: int, evaluate: str = "test"
+) -> Outcome:
+    """All that is measured of one network, or of one of HAND_MADE. One job of `parallel_map`.
+
+    Args:
+        method: its name.
+        folder: of the network; None for one of HAND_MADE.
+        sources: the captures.
+        labelled: their classes.
+        seed: of the few-shot draws and of what is done to point clouds, the same for every method.
+        evaluate: the split that is scored.
+    """
+    scenes = load_scenes(sources)
+    if method == "lift":  # has no network to ask about captures without images
+        return _outcome(scenes.lifted, labelled, seed, evaluate)
+    if folder is None:
+        histogram = {"shape_histogram": shape_histogram, "colour_histogram": colour_histogram}[method]
+        descriptor: Descriptor = partial(histograms, histogram)
+    else:
+        descriptor = partial(describe, load_net3d(folder))
+    vectors = descriptor(scenes.fields)
+    outcome = _outcome(vectors, labelled, seed, evaluate)
+    if method != "colour_histogram":
+        outcome.hits.update(_without_colour(descriptor, vectors, scenes.fields, labelled, evaluate))
+        outcome.hits.update(_of_points(descriptor, scenes.points, labelled, seed, evaluate))
+    return outcome
+
+
+def _outcome(vectors: Vectors, labelled: Labelled, seed: int, evaluate: str) -> Outcome:
+    test = labelled.rows(evaluate, False)
+    return Outcome(measure(vectors, labelled, seed, evaluate), _clean_probe(vectors, labelled).predict(vectors[test]))
+
+
+def _clean_probe(vectors: Vectors, labelled: Labelled) -> Probe:
+    rows = (labelled.rows(split, False) for split in ("train", "val"))
+    return linear_probe(vectors, labelled.classes, *rows)[0]
+
+
+def _without_colour(
+    descriptor: Descriptor, vectors: Vectors, fields: Sequence[VoxelScene], labelled: Labelled, evaluate: str
+) -> Hits:
+    """Voxel scenes whose colour is missing, by the probe that learned with colour."""
+    test = labelled.rows(evaluate, False)
+    grey = descriptor([without_colour(fields[i]) for i in test])
+    return {"robust_colour_acc": hits(_clean_probe(vectors, labelled).predict(grey), labelled.classes[test])}
+
+
+def _of_points(descriptor: Descriptor, points: Sequence[Tensor], labelled: Labelled, seed: int, evaluate: str) -> Hits:
+    """The probes on point clouds, and the linear one on damaged clouds; {} without point clouds."""
+    if not points:
+        return {}
+    vectors = descriptor([scene_of_points(cloud, RESOLUTION) for cloud in points])
+    found = {f"{name}_points": right for name, right in measure(vectors, labelled, seed, evaluate).items()}
+    probe, test = _clean_probe(vectors, labelled), labelled.rows(evaluate, False)
+    for name in PERTURBATIONS:
+        damaged = [scene_of_points(perturbed(points[i], name, seed + int(i)), RESOLUTION) for i in test]
+        found[f"robust_{name}_acc"] = hits(probe.predict(descriptor(damaged)), labelled.classes[test])
+    return found
+
+
+def finetune_method(
+    method: str,
+    folder: Path,
+    sources: tuple[Source, ...],
+    labelled: Labelled,
+    seed: int,
+    number: int,
+    params: ClassificationParams,
+    evaluate: str = "test",
+) -> Hits:
+    """Fine-tunes one network on voxel scenes with few and with all labels. One job of `parallel_map`.
+
+    Args:
+        method: its name.
+        folder: of the network.
+        sources: the captures.
+        labelled: their classes.
+        seed: of the draws of labels and of the order of training.
+        number: of this network among its method's; each is tuned on another draw, the same for every method.
+        params: steps and learning rate.
+        evaluate: the split that is scored.
+
+    Returns:
+        {metric: [test captures] 1 where right}.
+    """
+    scenes, net3d = load_scenes(sources).fields, load_net3d(folder)
+    train, test = (labelled.rows(split, False) for split in ("train", evaluate))
+    names, place = np.unique(labelled.classes[train], return_inverse=True)
+    target = dict(zip(train.tolist(), torch.from_numpy(place), strict=True))
+    found: Hits = {}
+    for metric, shots in FINETUNE_SHOTS.items():
+        rows = train if shots is None else draw_shots(labelled.classes, train, shots, seed)[number % DRAWS]
+        how = (len(names), params.finetune_steps, params.finetune_batch, params.finetune_lr, seed + number, "scene")
+        model = finetune(net3d, [scenes[i] for i in rows], [target[int(i)] for i in rows], *how)
+        predicted = names[torch.stack(model.predict([scenes[i] for i in test])).numpy()]
+        found[metric] = hits(predicted, labelled.classes[test])
+    return found
+
+
+def finetune_jobs(
+    methods: Mapping[str, Sequence[Path]],
+    sources: tuple[Source, ...],
+    labelled: Labelled,
+    seed: int,
+    params: ClassificationParams,
+) -> list[tuple[Any, ...]]:
+    """The jobs of `finetune_method`; [] where nothing has a class."""
+    if not classifiable(labelled):
+        return []
+    numbered = [
+        (method, number, folder) for method, folders in methods.items() for number, folder in enumerate(folders)
+    ]
+    return [(method, folder, sources, labelled, seed, number, params) for method, number, folder in numbered]
+
+
+def classifiable(labelled: Labelled) -> bool:
+    """Whether every split has captures of classes that pre-training saw."""
+    return all(len(labelled.rows(split, False)) for split in ("train", "val", "test"))
+
+
+def probe_jobs(
+    methods: Mapping[str, Sequence[Path]], sources: tuple[Source, ...], labelled: Labelled, seed: int
+) -> list[tuple[Any, ...]]:
+    """The jobs of `probe_method`, in the order of tables: networks, then HAND_MADE; [] where nothing has a class."""
+    if not classifiable(labelled):
+        return []
+    found: dict[str, Sequence[Path | None]] = {**methods, **{method: [None] for method in HAND_MADE}}
+    return [(method, folder, sources, labelled, seed) for method, folders in found.items() for folder in folders]
+
+
+def by_method(jobs: Sequence[tuple[Any, ...]], results: Sequence[Any]) -> dict[str, list[Any]]:
+    """{method: [result of each seed]}; the first element of a job is its method."""
+    grouped: dict[str, list[Any]] = {}
+    for job, result in zip(jobs, results, strict=True):
+        grouped.setdefault(job[0], []).append(result)
+    return grouped
+
+
+Rights = dict[str, Hits]  # {method: {metric: [seeds, (draws,) captures]}}
+
+
+def stack_hits(probed: Mapping[str, Sequence[Outcome]], tuned: Mapping[str, Sequence[Hits]]) -> Rights:
+    """{method: {metric: hits of all seeds}}, a first axis of seeds added, of probes and of fine-tuning."""
+    rights: Rights = {}
+    for method, outcomes in probed.items():
+        kinds = [[outcome.hits for outcome in outcomes], list(tuned.get(method, []))]
+        rights[method] = {
+            metric: np.stack([seed[metric] for seed in seeds]) for seeds in kinds if seeds for metric in seeds[0]
+        }
+    return rights
+
+
+def metrics_of(rights: Rights) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    """The metric file: mean and interval over seeds, draws and captures of each."""
+    return {method: {metric: interval(values) for metric, values in row.items()} for method, row in rights.items()}
+
+
+def paired_table(rights: Rights, of: str = "condense") -> pd.DataFrame:
+    """`of` minus every other method, metric by metric, on the same captures, draws and seeds.
+
+    Returns:
+        Columns metric, method, difference, ci95 (both as fractions) and p, two-sided, not corrected for the
+        number of comparisons; no rows without `of`.
+    """
+    rows = []
+    for metric, own in rights.get(of, {}).items():
+        for method, row in rights.items():
+            if method != of and metric in row:
+                test = paired_difference(own, row[metric])
+                rows.append({"metric": metric, "method": method, "difference": test["mean"], **test})
+    return pd.DataFrame(rows, columns=["metric", "method", "difference", "ci95", "p"])
+
+
+def paired_view(table: pd.DataFrame) -> pd.DataFrame:
+    """The main metrics of `paired_table` to read: methods down, metrics across, percent and p in each cell."""
+    rows = table.to_dict("records")
+    cells = [f"{100 * r['difference']:+.1f} ± {100 * (r['ci95'] or 0.0):.1f} (p {r['p']:.3f})" for r in rows]
+    wide = table.assign(cell=cells).pivot(index="method", columns="metric", values="cell").fillna("–")
+    return wide.reindex(columns=[name for name in MAIN if name in wide]).rename_axis(columns=None)
+
+
+def confusion_of(outcomes: Sequence[Outcome], labelled: Labelled) -> tuple[NDArray[np.float64], list[str]]:
+    """[K, K] share of each true class's TEST captures (rows) that was taken for each class, over all seeds."""
+    truth = labelled.classes[labelled.rows("test", False)]
+    names = np.unique(np.concatenate([truth, *(outcome.predicted for outcome in outcomes)]))
+    pairs = [(np.searchsorted(names, o.predicted), np.searchsorted(names, truth)) for o in outcomes]
+    counts = np.sum([confusion(predicted, true, len(names), ignore=-1) for predicted, true in pairs], axis=0)
+    return counts / np.maximum(counts.sum(1, keepdims=True), 1), names.tolist()
+
+
+def few_shot_curves_of(
+    metrics: Mapping[str, Mapping[str, Mapping[str, Any]]], suffix: str, labelled: Labelled
+) -> dict[str, list[tuple[float, float, float]]]:
+    """{method: (labels a class, accuracy, half of its interval)} of probes, the one with all labels last.
+
+    Args:
+        metrics: as of the metric file.
+        suffix: "" for fields or "_points".
+        labelled: tells how many labels "all" are.
+    """
+    classes = labelled.classes[labelled.rows("train", False)]
+    most = max(1, round(len(classes) / max(1, len(np.unique(classes)))))
+    named = {f"few_shot_{shots}_acc{suffix}": shots for shots in SHOTS if shots < most} | {
+        f"linear_probe_acc{suffix}": most
+    }
+    return {
+        method: [(shots, row[name]["mean"], row[name]["ci95"] or 0.0) for name, shots in named.items()]
+        for method, row in metrics.items()
+        if set(named) <= set(row)
+    }

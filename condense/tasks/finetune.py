@@ -1,0 +1,219 @@
+"""Fine-tuning the 3D network with labels, of whole scenes or of their voxels: one loop for every benchmark."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from condense.backbone3d import SparseUNet, recalibrate_batch_norm
+from condense.batches import draw_recolour, recoloured
+from condense.model import network_inputs
+from condense.tasks.descriptors import descriptors, length
+from condense.tasks.voxelprobe import minimise, rarity
+from condense.voxels import VoxelScene, batch_scenes, input_features, random_turn
+
+Value = TypeVar("Value")
+LEVELS = ("scene", "voxel")
+RECOLOUR = 0.2  # strength of colour augmentation, as in pre-training
+WARMUP = 0.1  # share of the steps over which the learning rate rises
+WEIGHT_DECAY, CLIP = 0.01, 1.0
+PROBE_STRENGTH = 1e-2  # regularisation of the probe that the linear layer starts as
+UNSEEN = 2.0  # how far below all others a class starts that the probe did not see
+CALIBRATE = 60  # scenes that statistics are taken from, at most
+TOGETHER = 8  # scenes in one forward pass without gradients
+
+
+class FineTuned(nn.Module):
+    """The 3D network and a linear layer on standardised features.
+
+    Args:
+        net3d: is trained in place.
+        classes: number of classes.
+        level: "scene" (the linear layer sees scenes' descriptors) or "voxel".
+    """
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, net3d: SparseUNet, classes: int, level: str) -> None:
+        super().__init__()
+        if level not in LEVELS:
+            raise ValueError(f"level is {level!r}, not one of {LEVELS}")
+        inputs = length(net3d) if level == "scene" else net3d.out_channels
+        self.net3d, self.level = net3d, level
+        self.register_buffer("centre", torch.zeros(inputs))
+        self.register_buffer("spread", torch.ones(inputs))
+        self.head = nn.Linear(inputs, classes)
+
+    def features(self, coords: Tensor, inputs: Tensor, shape: Sequence[int], scenes: int) -> Tensor:
+        """What the linear layer sees, not standardised: [scenes, `length`], or [N, D] of voxels."""
+        if self.level == "scene":
+            return descriptors(self.net3d, coords, inputs, shape, scenes)
+        return self.net3d(coords, inputs, shape, scenes)
+
+    def forward(self, coords: Tensor, inputs: Tensor, shape: Sequence[int], scenes: int) -> Tensor:
+        """Logits [scenes, classes], or [N, classes] of voxels; arguments as of `SparseUNet.forward`."""
+        return self.head((self.features(coords, inputs, shape, scenes) - self.centre) / self.spread)
+
+    @torch.no_grad()
+    def calibrate(self, scenes: Sequence[VoxelScene]) -> None:
+        """Sets batch norm from scenes without augmentation; leaves the model in evaluation mode."""
+        recalibrate_batch_norm(self.net3d, (network_inputs(part) for part in _parts(_some(scenes))))
+        self.eval()
+
+    @torch.no_grad()
+    def start(self, scenes: Sequence[VoxelScene], targets: Sequence[Tensor]) -> None:
+        """Starts the linear layer as a probe of the features before training (Kumar et al., ICLR 2022).
+
+        Else the noise of its first steps would spoil what the network brings along. The features' centre and
+        spread are fixed, so that scale is no advantage. Batch norm works as it will in training: with the statistics
+        of the voxels at hand or, where whole scenes are classified, with fixed ones, for a batch of few scenes has
+        other statistics than the next.
+        """
+        self.train()
+        if self.level == "scene":
+            self.calibrate(scenes)
+        features = torch.cat([self.features(*network_inputs(part)) for part in _parts(_some(scenes))])
+        target = torch.cat([each.reshape(-1) for each in _some(targets)])
+        self.centre.copy_(features.mean(0))
+        self.spread.copy_(features.std(0, unbiased=False).clamp_min(1e-3))
+        kept = target > 0 if self.level == "voxel" else torch.ones_like(target, dtype=torch.bool)
+        x = ((features - self.centre) / self.spread)[kept]
+        zeros = torch.zeros_like(self.head.weight), torch.zeros_like(self.head.bias)
+        weight, bias = minimise(x, target[kept], PROBE_STRENGTH, *zeros)
+        self.head.weight.copy_(weight)
+        self.head.bias.copy_(torch.maximum(bias, bias[bias.isfinite()].min() - UNSEEN))
+
+    @torch.no_grad()
+    def predict(self, scenes: Sequence[VoxelScene]) -> list[Tensor]:
+        """The most likely class of each scene, [] int64; or of each of its voxels, [N], never 0."""
+        self.eval()
+        result: list[Tensor] = []
+        for part in _parts(scenes):
+            logits = self(*network_inputs(part))
+            if self.level == "voxel":
+                result += (logits[:, 1:].argmax(1) + 1).split([len(scene) for scene in part])
+            else:
+                result += logits.argmax(1).unbind()
+        return result
+
+
+def _some(values: Sequence[Value]) -> Sequence[Value]:
+    """Up to CALIBRATE of the scenes, or of their targets, evenly spread: neighbours are often of one class."""
+    return values[:: max(1, -(-len(values) // CALIBRATE))]
+
+
+def _parts(scenes: Sequence[VoxelScene]) -> Iterator[Sequence[VoxelScene]]:
+    """TOGETHER scenes at a time."""
+    return (scenes[start : start + TOGETHER] for start in range(0, len(scenes), TOGETHER))
+
+
+def finetune(
+    net3d: SparseUNet,
+    scenes: Sequence[VoxelScene],
+    targets: Sequence[Tensor],
+    classes: int,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    level: str,
+) -> FineTuned:
+    """Trains a copy of the whole network and a linear layer with cross-entropy; rare classes weigh more.
+
+    AdamW with a short warm-up and a cosine; scenes are turned and mildly recoloured, as in pre-training. The
+    same arguments give the same result: nothing reads a global generator.
+
+    Args:
+        net3d: where to start; is not changed.
+        scenes: labelled ones.
+        targets: of each scene its class [] int; or, of voxels, [N] int with 0 where there is no label.
+        classes: number of classes, the 0 of voxels included.
+        steps: gradient steps.
+        batch: scenes a step; fewer scenes than that are all taken in every step.
+        lr: highest learning rate.
+        seed: of the order of scenes and of augmentation.
+        level: "scene" or "voxel".
+
+    Returns:
+        The trained model, in evaluation mode, batch norm calibrated on `scenes` (before training, where whole scenes are
+        classified).
+
+    Raises:
+        ValueError: an unknown level, scenes and targets that do not match, or not one label.
+    """
+    model = FineTuned(copy.deepcopy(net3d), classes, level)
+    scenes, targets = _labelled(scenes, targets, level)
+    model.start(scenes, targets)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
+    rare = _class_weights(targets, classes, level)
+    rng = np.random.default_rng(seed)
+    order: list[int] = []
+    for step in range(steps):
+        while len(order) < min(batch, len(scenes)):
+            order += rng.permutation(len(scenes)).tolist()
+        chosen, order = order[:batch], order[batch:]
+        optimiser.param_groups[0]["lr"] = lr * schedule(step, steps)
+        _step(model, optimiser, [scenes[i] for i in chosen], [targets[i] for i in chosen], rare, rng)
+    if level == "voxel":
+        model.calibrate(scenes)
+    return model.eval()
+
+
+def schedule(step: int, steps: int) -> float:
+    """Share of the highest learning rate: a straight rise over WARMUP of the steps, then half a cosine."""
+    warmup = max(1, round(WARMUP * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _labelled(
+    scenes: Sequence[VoxelScene], targets: Sequence[Tensor], level: str
+) -> tuple[list[VoxelScene], list[Tensor]]:
+    """The scenes that have a label at all, and their targets, checked."""
+    for number, (scene, target) in enumerate(zip(scenes, targets, strict=True)):
+        wanted = (len(scene),) if level == "voxel" else ()
+        if tuple(target.shape) != wanted:
+            raise ValueError(f"target {number} has shape {tuple(target.shape)}, not {wanted} as level {level!r} wants")
+    pairs = [(s, t) for s, t in zip(scenes, targets, strict=True) if level == "scene" or bool((t > 0).any())]
+    if not pairs:
+        raise ValueError(f"none of {len(scenes)} scenes has a label")
+    return [scene for scene, _ in pairs], [target.long() for _, target in pairs]
+
+
+def _class_weights(targets: Sequence[Tensor], classes: int, level: str) -> Tensor:
+    """[classes] of each class in the loss, as in the probes; voxels without a label count nothing."""
+    weights = rarity(torch.cat([each.reshape(-1) for each in targets]), classes)
+    if level == "voxel":
+        weights[0] = 0.0
+    return weights
+
+
+def _step(
+    model: FineTuned,
+    optimiser: torch.optim.Optimizer,
+    scenes: Sequence[VoxelScene],
+    targets: Sequence[Tensor],
+    rare: Tensor,
+    rng: np.random.Generator,
+) -> None:
+    """One gradient step on augmented scenes."""
+    voxels = batch_scenes(scenes, [random_turn(rng) for _ in scenes])
+    colour = torch.cat([recoloured(scene.colour, draw_recolour(rng, RECOLOUR)) for scene in scenes])
+    inputs = input_features(dataclasses.replace(voxels, colour=colour))
+    logits = model(voxels.coords, inputs, voxels.shape, len(scenes))
+    target = torch.cat([each.reshape(-1) for each in targets])
+    loss = cross_entropy(logits, target, rare)
+    optimiser.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    optimiser.step()

@@ -1,0 +1,115 @@
+"""From the confusions of `tasks.segmentation` to tables, curves and coloured voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from condense.links import load_links
+from condense.metrics import class_scores, segmentation_difference, segmentation_scores
+from condense.tasks.segmentation import Confusions, Result, Segmented, features
+
+ByMethod = dict[str, Confusions]  # {method: {setting: [seeds and draws, captures, C, C]}}
+SHARES = {1: "probe_1pct", 10: "probe_10pct", 100: "probe"}  # percent of labels: setting
+
+
+def stack_confusions(results: Iterable[Result]) -> ByMethod:
+    """The confusions of all seeds and draws of each method together."""
+    parts: dict[str, dict[str, list[Any]]] = {}
+    for result in results:
+        for setting, counts in result.confusions.items():
+            parts.setdefault(result.method, {}).setdefault(setting, []).append(counts)
+    return {m: {setting: np.concatenate(each) for setting, each in rows.items()} for m, rows in parts.items()}
+
+
+def tabulate(confusions: ByMethod) -> dict[str, dict[str, Any]]:
+    """The metric file: `<setting>_miou` and `<setting>_macc` of every method."""
+    metrics: dict[str, dict[str, Any]] = {}
+    for method, rows in confusions.items():
+        for setting, counts in rows.items():
+            for name, value in segmentation_scores(counts).items():
+                metrics.setdefault(method, {})[f"{setting}_{name}"] = value
+    return metrics
+
+
+def differences(confusions: ByMethod, of: str = "condense") -> pd.DataFrame:
+    """mIoU of `of` minus that of every other method, on the same captures and labels.
+
+    Returns:
+        Columns metric, method, difference, ci95 (both as fractions) and p, two-sided, not corrected for the
+        number of comparisons; no rows without `of`.
+    """
+    rows = []
+    for setting, own in confusions.get(of, {}).items():
+        for method, others in confusions.items():
+            if method != of and setting in others:
+                test = segmentation_difference(own, others[setting])
+                rows.append({"metric": f"{setting}_miou", "method": method, "difference": test["mean"], **test})
+    return pd.DataFrame(rows, columns=["metric", "method", "difference", "ci95", "p"])
+
+
+def class_table(confusions: ByMethod, tasks: Sequence[Segmented]) -> pd.DataFrame:
+    """IoU of every class under the probe on all labels, mean over seeds.
+
+    Returns:
+        Columns task, class, voxels (true ones in TEST captures), and one a method; classes without a true voxel
+        are left out.
+    """
+    rows = []
+    for task in tasks:
+        counts = {method: each[f"{task.name}_probe"] for method, each in confusions.items()}
+        iou = {method: class_scores(each.sum(1))[0].mean(0) for method, each in counts.items()}
+        voxels = next(iter(counts.values()))[0].sum((0, 2))
+        for label in np.flatnonzero(voxels):
+            row = {"task": task.name, "class": task.names[label], "voxels": int(voxels[label])}
+            rows.append(row | {method: round(float(values[label]), 3) for method, values in iou.items()})
+    return pd.DataFrame(rows, columns=["task", "class", "voxels", *confusions])
+
+
+def efficiency(
+    metrics: Mapping[str, Mapping[str, Any]], tasks: Sequence[Segmented]
+) -> dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]]:
+    """{benchmark: {method: (percent of labels, mIoU in percent)}} of the probes, for `figures.curves`."""
+    return {
+        f"{task.name}: mIoU [%]": {
+            method: (list(SHARES), [100 * row[f"{task.name}_{setting}_miou"]["mean"] for setting in SHARES.values()])
+            for method, row in metrics.items()
+        }
+        for task in tasks
+    }
+
+
+def shown(task: Segmented, count: int) -> list[int]:
+    """`count` TEST captures, of as many classes as can be."""
+    rows = task.rows("test")
+    first = [int(rows[task.classes[rows] == name][0]) for name in np.unique(task.classes[rows])]
+    return first[:: max(1, len(first) // count)][:count]
+
+
+def coloured(
+    task: Segmented, captures: Sequence[int], results: Sequence[Result], methods: Sequence[str]
+) -> list[tuple[str, np.ndarray, dict[str, np.ndarray], Sequence[str]]]:
+    """The truth of some captures beside what the first seed's probe on all labels makes of them.
+
+    Args:
+        task: the benchmark.
+        captures: their places in it.
+        results: of `segmentation.probe`.
+        methods: those to show.
+
+    Returns:
+        (name, coords [N, 3], {panel: labels [N]}, names of labels) of each capture; a prediction shows only the
+        voxels that have a true label, so that both can be compared.
+    """
+    paths = [task.paths[k] for k in captures]
+    panels = [{"truth": task.labels[k].astype(int)} for k in captures]
+    for method in methods:
+        first = next(result for result in results if (result.method, result.task) == (method, task.name))
+        for each, values in zip(panels, features(first.source, paths), strict=True):
+            predicted = first.probes[f"{task.name}_probe"].predict(values).numpy()
+            each[method] = np.where(each["truth"] > 0, predicted, 0)
+    coords = [load_links(path, ()).scene.coords.numpy() for path in paths]
+    return [(path.stem, at, each, task.names) for path, at, each in zip(paths, coords, panels, strict=True)]
