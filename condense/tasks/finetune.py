@@ -144,8 +144,8 @@ def finetune(
         level: "scene" or "voxel".
 
     Returns:
-        The trained model, in evaluation mode, batch norm calibrated on `scenes` (before training, where whole scenes are
-        classified).
+        The trained model, in evaluation mode, batch norm calibrated on `scenes` (before training, where whole
+        scenes are classified).
 
     Raises:
         ValueError: an unknown level, scenes and targets that do not match, or not one label.
