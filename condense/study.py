@@ -44,6 +44,13 @@ SECTIONS = [
         "collapse.",
     ),
     Section(
+        "baselines",
+        "Other ways of pre-training",
+        "The same 3D network, captures, steps and loop; only what the network is asked for differs: rendered colour and "
+        "depth (<code>render_rgbd</code>), the frozen network's feature at the voxel a cell sees (<code>pixel_voxel</code>), "
+        "or the same once rendered (<code>distill</code>).",
+    ),
+    Section(
         "features2d",
         "2D features",
         "The trained image network (<code>student</code>) against the frozen one (<code>teacher</code>) on unseen views of "
@@ -77,5 +84,11 @@ SECTIONS = [
         "Image to capture",
         "Which capture does an unseen view show? <code>condense</code> compares the student's cells with voxel features; "
         "<code>pooled_teacher</code> and <code>lifted_teacher</code> use the frozen network with the same data.",
+    ),
+    Section(
+        "ablations",
+        "What matters in joint training",
+        "Variants with one thing changed each, trained for fewer steps than the main runs, so comparable with each other "
+        "only. Ranks are effective ranks after the last step: near 1 is a collapse.",
     ),
 ]

@@ -183,7 +183,14 @@ class Result:
     probes: dict[str, Probe] = field(default_factory=dict)
 
 
-def probe(method: str, source: Path | str, task: Segmented, seed: int, evaluate: str = "test") -> Result:
+def probe(
+    method: str,
+    source: Path | str,
+    task: Segmented,
+    seed: int,
+    evaluate: str = "test",
+    only: Sequence[str] = (),
+) -> Result:
     """Linear probes on frozen features, all settings of one benchmark. One job of `parallel_map`.
 
     Args:
@@ -192,12 +199,15 @@ def probe(method: str, source: Path | str, task: Segmented, seed: int, evaluate:
         task: the benchmark.
         seed: of the draws of labels, the same for every source.
         evaluate: the split that is scored; "val" while tuning.
+        only: the settings to measure; all if empty.
     """
     values = features(source, task.paths)
     labels = [torch.from_numpy(label.astype(np.int64)) for label in task.labels]
     val = _gather(values, labels, {int(k): np.flatnonzero(task.labels[k]) for k in task.rows("val")}, seed)
     confusions, probes = {}, {}
     for setting, draws in settings(task, seed).items():
+        if only and setting not in only:
+            continue
         fitted = [fit_probe(*_gather(values, labels, rows, seed), *val, len(task.names)) for rows in draws]
         tested = [[each.predict(values[k]) for k in task.rows(evaluate)] for each in fitted]
         confusions[setting] = np.stack([_confusions(task, evaluate, predicted) for predicted in tested])

@@ -1,0 +1,75 @@
+"""What each variant of joint training is worth: the probes of the main benchmarks, and the signs of collapse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from condense.backbone3d import load_net3d
+from condense.metrics import interval, segmentation_scores
+from condense.tasks.classification import Hits, Source, load_scenes, measure
+from condense.tasks.descriptors import describe
+from condense.tasks.probes import Labelled
+from condense.tasks.segmentation import Confusions, Segmented, probe
+
+PROBED = ("linear_probe_acc", "few_shot_5_acc")
+SIGNS = ("rank_student", "rank_rendered")  # of the last step
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one trained network.
+
+    Args:
+        hits: {metric: [test captures], or [draws, test captures]}, 1 where right.
+        confusions: {setting: [draws, test captures, C, C]} of the part probe; {} without labels.
+        signs: {sign of collapse: value after the last step}.
+    """
+
+    hits: Hits
+    confusions: Confusions
+    signs: dict[str, float]
+
+
+def measure_variant(
+    name: str, folder: Path, sources: tuple[Source, ...], labelled: Labelled, task: Segmented | None, seed: int
+) -> Measured:
+    """Probes one network. One job of `parallel_map`.
+
+    Args:
+        name: of the variant.
+        folder: of the network, with its `history.json`.
+        sources: objects,
+        labelled: and their classes.
+        task: part segmentation, or None.
+        seed: of the draws of labels, the same for every variant.
+    """
+    vectors = describe(load_net3d(folder), load_scenes(sources).fields)
+    found = measure(vectors, labelled, seed)
+    parts = probe(name, folder, task, seed, only=("part_probe",)).confusions if task else {}
+    last = json.loads((folder / "history.json").read_text())[-1]
+    return Measured(
+        {metric: found[metric] for metric in PROBED if metric in found},
+        parts,
+        {sign: last[sign] for sign in SIGNS if sign in last},
+    )
+
+
+def tabulate(measured: Mapping[str, Sequence[Measured]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The metric file from {variant: one `Measured` a seed}."""
+    metrics: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, seeds in measured.items():
+        row: dict[str, dict[str, Any]] = {m: interval(np.stack([s.hits[m] for s in seeds])) for m in seeds[0].hits}
+        for setting in seeds[0].confusions:
+            scores = segmentation_scores(np.concatenate([seed.confusions[setting] for seed in seeds]))
+            row[f"{setting}_miou"] = scores["miou"]
+        for sign in seeds[0].signs:
+            words = sign.split("_")
+            row[f"{words[1]}_{words[0]}"] = interval([seed.signs[sign] for seed in seeds])
+        metrics[name] = row
+    return metrics
