@@ -10,6 +10,8 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+LEGEND = 12  # entries of a legend of voxels' labels, at most
+
 
 def renders_beside_truth(pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], columns: int = 2) -> Figure:
     """Held-out views: the truth on the left, the field's render on the right of each pair.
@@ -150,7 +152,7 @@ def seen_obliquely(coords: np.ndarray, yaw: float = 0.7, pitch: float = 0.5) -> 
 
 
 def labelled_voxels(rows: Sequence[tuple[str, np.ndarray, dict[str, np.ndarray], Sequence[str]]]) -> Figure:
-    """Captures down, ways of naming their voxels across, a legend beside each row.
+    """Captures down, ways of naming their voxels across, a legend of the LEGEND commonest labels beside each row.
 
     Args:
         rows: (title, coords [N, 3], {panel: labels [N]}, names of the labels) of each capture; 0 = no label.
@@ -161,13 +163,15 @@ def labelled_voxels(rows: Sequence[tuple[str, np.ndarray, dict[str, np.ndarray],
     for line, (title, coords, panels, names) in zip(axes, rows, strict=True):
         place, order = seen_obliquely(coords)
         colours = label_colours(len(names))
-        dot = 1.2 * (160 / np.ptp(place, axis=0).max()) ** 2  # points squared: about a voxel
+        dot = 1.2 * (160 / max(np.ptp(place, axis=0).max(), 1)) ** 2  # points squared: about a voxel
         for axis, (panel, labels) in zip(line, panels.items(), strict=False):
             depth = np.linspace(0.75, 1, len(order))[:, None]  # far voxels are darker
             axis.scatter(*place[order].T, s=dot, c=colours[labels[order]] * depth, marker="s", linewidths=0)
             axis.set_title(f"{title}: {panel}" if axis is line[0] else panel, fontsize=8)
-        used = np.unique(np.concatenate(list(panels.values())))
-        handles = [Patch(color=colours[label], label=names[label]) for label in used if label]
+        count = np.bincount(np.concatenate(list(panels.values())), minlength=len(names))
+        count[0] = 0
+        most = sorted(np.argsort(-count, kind="stable")[:LEGEND])
+        handles = [Patch(color=colours[label], label=names[label]) for label in most if count[label]]
         line[-1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=6, frameon=False)
         for axis in line:
             axis.set_aspect("equal")
