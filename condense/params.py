@@ -152,7 +152,7 @@ class SegmentationParams:
     part_batch: int = 8  # objects a step
     semantic_steps: int = 30
     semantic_batch: int = 1  # rooms a step: a room is as large as seven objects
-    lr: float = 3e-4  # of fine-tuning
+    lr: float = 1e-3  # of fine-tuning
 
 
 @dataclass(frozen=True)
