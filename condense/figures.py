@@ -142,7 +142,7 @@ def label_colours(count: int) -> np.ndarray:
     return colours
 
 
-def seen_obliquely(coords: np.ndarray, yaw: float = 0.7, pitch: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+def seen_obliquely(coords: np.ndarray, yaw: float = 3.8, pitch: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
     """Voxels seen from above and aside: [N, 2] places in the picture (x right, y up), [N] their order, far first."""
     at = coords - coords.mean(0)
     x = at[:, 0] * np.cos(yaw) - at[:, 1] * np.sin(yaw)

@@ -24,7 +24,6 @@ from condense.tasks.segmentation import (
 from condense.tasks.segmentation_results import (
     class_table,
     coloured,
-    cut_open,
     differences,
     efficiency,
     shown,
@@ -175,10 +174,3 @@ def test_colour_and_position_do_not_hang_on_where_the_scene_lies():
 def test_only_voxels_with_a_free_face_are_exposed():
     cube = np.argwhere(np.ones((3, 3, 3)))
     assert np.flatnonzero(~exposed(cube)).tolist() == [13]  # the middle one
-
-
-def test_a_room_is_cut_open_towards_lower_x_and_y():
-    floor = np.argwhere(np.ones((10, 10, 1)))
-    kept = cut_open(floor, np.ones(100, bool), thickness=3)
-    assert floor[kept][:, :2].min() == 3 and floor[kept].max() == 9
-    assert not cut_open(floor, np.zeros(100, bool)).any()

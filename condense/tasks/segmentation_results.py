@@ -102,7 +102,8 @@ def coloured(
 
     Returns:
         (name, coords [N, 3], {panel: labels [N]}, names of labels) of each capture; a prediction shows only the
-        voxels that have a true label, so that both can be compared. Rooms are cut open.
+        voxels that have a true label, so that both can be compared. Of rooms
+        only those are shown at all: what lies outside would hide them.
     """
     paths = [task.paths[k] for k in captures]
     panels = [{"truth": task.labels[k].astype(int)} for k in captures]
@@ -114,14 +115,6 @@ def coloured(
     rows: list[tuple[str, np.ndarray, dict[str, np.ndarray], Sequence[str]]] = []
     for path, each in zip(paths, panels, strict=True):
         at = load_links(path, ()).scene.coords.numpy()
-        kept = cut_open(at, each["truth"] > 0) if task.name == "semantic" else np.ones(len(at), bool)
+        kept = each["truth"] > 0 if task.name == "semantic" else np.ones(len(at), bool)
         rows.append((path.stem, at[kept], {panel: values[kept] for panel, values in each.items()}, task.names))
     return rows
-
-
-def cut_open(coords: np.ndarray, labelled: np.ndarray, thickness: int = 4) -> np.ndarray:
-    """[N] the labelled voxels [N, 3] of a room without its two walls towards lower x and y, and so what is inside."""
-    if not labelled.any():
-        return labelled
-    near = np.percentile(coords[labelled][:, :2], 1, axis=0) + thickness
-    return labelled & (coords[:, :2] >= near).all(1)
