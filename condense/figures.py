@@ -185,6 +185,7 @@ def confusion_matrix(shares: np.ndarray, names: Sequence[str]) -> Figure:
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel="taken for", ylabel="true class")
     axis.spines[:].set_visible(False)
+    return figure
 
 
 def label_colours(count: int) -> np.ndarray:

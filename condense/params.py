@@ -148,7 +148,7 @@ class ClassificationParams:
     """Fine-tuning for classification."""
 
     finetune_steps: int = 50
-    finetune_batch: int = 2  # captures a step
+    finetune_batch: int = 4  # captures a step
     finetune_lr: float = 3e-3
 
 
