@@ -54,6 +54,7 @@ class LinksParams:
     """Linking views and voxels."""
 
     resolution: int = 32  # voxels along the longest side of a scene
+    keep: float = 0.95  # voxels beyond this share of what training views see, least seen last, are dropped
     max_side: int = 0  # shrink images for the 2D network likewise; 0 keeps them
 
 
