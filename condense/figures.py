@@ -134,18 +134,19 @@ def few_shot_curves(panels: dict[str, dict[str, Sequence[tuple[float, float, flo
     """Accuracy by the number of labels a class, with 95 % bands: {panel: {method: (labels, accuracy, half)}}."""
     figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.8), squeeze=False, layout="constrained")
     colours: dict[str, str] = {}
+    lines: dict[str, plt.Line2D] = {}
     for axis, (title, methods) in zip(axes.flat, panels.items(), strict=True):
         for method, points in methods.items():
             colour = colours.setdefault(method, f"C{len(colours)}")
             shots, mean, half = (np.array(part) for part in zip(*points, strict=True))
-            axis.plot(shots, 100 * mean, "o-", markersize=3.5, label=method, color=colour)
+            (lines[method],) = axis.plot(shots, 100 * mean, "o-", markersize=3.5, label=method, color=colour)
             axis.fill_between(shots, 100 * (mean - half), 100 * (mean + half), color=colour, alpha=0.12, linewidth=0)
             ticks = [int(number) for number in shots]
         axis.set(title=title, xlabel="labelled captures a class", ylabel="accuracy [%]", ylim=(0, 102), xscale="log")
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
-    axes.flat[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.legend(list(lines.values()), list(lines), frameon=False, fontsize=8, loc="outside right center")
     return figure
 
 

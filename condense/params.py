@@ -150,7 +150,7 @@ class ClassificationParams:
 
     finetune_steps: int = 50
     finetune_batch: int = 4  # captures a step
-    finetune_lr: float = 3e-3
+    finetune_lr: float = 1e-3
 
 
 @dataclass(frozen=True)
