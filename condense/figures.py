@@ -132,6 +132,65 @@ def feature_colours(pictures: dict[str, Sequence[np.ndarray]], title: str = "") 
     return figure
 
 
+def few_shot_curves(panels: dict[str, dict[str, Sequence[tuple[float, float, float]]]]) -> Figure:
+    """Accuracy by the number of labels a class, with 95 % bands: {panel: {method: (labels, accuracy, half)}}."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.8), squeeze=False, layout="constrained")
+    colours: dict[str, str] = {}
+    lines: dict[str, plt.Line2D] = {}
+    for axis, (title, methods) in zip(axes.flat, panels.items(), strict=True):
+        for method, points in methods.items():
+            colour = colours.setdefault(method, f"C{len(colours)}")
+            shots, mean, half = (np.array(part) for part in zip(*points, strict=True))
+            (lines[method],) = axis.plot(shots, 100 * mean, "o-", markersize=3.5, label=method, color=colour)
+            axis.fill_between(shots, 100 * (mean - half), 100 * (mean + half), color=colour, alpha=0.12, linewidth=0)
+            ticks = [int(number) for number in shots]
+        axis.set(title=title, xlabel="labelled captures a class", ylabel="accuracy [%]", ylim=(0, 102), xscale="log")
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(list(lines.values()), list(lines), frameon=False, fontsize=8, loc="outside right center")
+    return figure
+
+
+def grouped_bars(metrics: dict[str, dict[str, dict[str, float]]], groups: dict[str, str]) -> Figure:
+    """Fractions in percent with 95 % intervals, a group of bars a metric, a bar a method.
+
+    Args:
+        metrics: as of a metric file.
+        groups: {metric: what stands below its group}.
+    """
+    methods = [method for method, row in metrics.items() if set(groups) & set(row)]
+    width = 0.8 / max(1, len(methods))
+    size = (max(5.0, 0.28 * len(methods) * len(groups) + 2.5), 3.4)
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    for number, method in enumerate(methods):
+        found = [(at, metrics[method][name]) for at, name in enumerate(groups) if name in metrics[method]]
+        at = [place + (number - (len(methods) - 1) / 2) * width for place, _ in found]
+        means, halves = ([100 * (value[key] or 0.0) for _, value in found] for key in ("mean", "ci95"))
+        axis.bar(at, means, width * 0.92, yerr=halves, label=method, error_kw={"linewidth": 0.8})
+    axis.set_xticks(range(len(groups)), list(groups.values()))
+    axis.set(ylabel="%", ylim=(0, 102))
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def confusion_matrix(shares: np.ndarray, names: Sequence[str]) -> Figure:
+    """Shares [K, K] of each true class (rows) taken for each class, in percent; 0 is left blank."""
+    side = 0.42 * len(names) + 1.4
+    figure, axis = plt.subplots(figsize=(side, side), layout="constrained")
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in zip(*np.nonzero(shares), strict=True):
+        colour = "white" if shares[row, column] > 0.55 else "black"
+        text = f"{100 * shares[row, column]:.0f}"
+        axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axis.set_yticks(range(len(names)), names)
+    axis.set(xlabel="taken for", ylabel="true class")
+    axis.spines[:].set_visible(False)
+    return figure
+
+
 def label_colours(count: int) -> np.ndarray:
     """[count, 3] RGB in [0, 1], told apart from their neighbours; the first, of what has no label, is light grey."""
     number = np.arange(count)

@@ -27,7 +27,7 @@ from condense.grid import Grid
 from condense.params import LinksParams, parse
 from condense.paths import write_atomically
 from condense.pooling import voxel_scene
-from condense.rayoperator import RayOperator, build_operator, stack_operators
+from condense.rayoperator import RayOperator, build_operator, on_columns, stack_operators
 from condense.voxels import VoxelScene
 
 
@@ -97,6 +97,24 @@ def lift(features: Sequence[Tensor], operators: Sequence[RayOperator]) -> tuple[
     return stacked.lift_mean(torch.cat([values.float() for values in features]))
 
 
+def well_seen(operators: Sequence[RayOperator], keep: float) -> Tensor:
+    """[N] bool: the voxels that make up the share `keep` of all that the views see, those seen most first.
+
+    The others are fog inside closed things and behind surfaces: a third to a half of a pooled field's voxels, which
+    add next to nothing to any cell, but hide the shape and cost as much as the others.
+
+    Args:
+        operators: of the training views.
+        keep: in (0, 1].
+    """
+    seen = sum((operator.transpose.opacity.double() for operator in operators), torch.zeros(1).double())
+    order = seen.argsort(descending=True, stable=True)
+    before = seen[order].cumsum(0) - seen[order]
+    kept = torch.zeros_like(seen, dtype=torch.bool)
+    kept[order] = (before < keep * seen.sum()) & (seen[order] > 0)
+    return kept
+
+
 @torch.no_grad()
 def link_views(
     name: str,
@@ -105,6 +123,7 @@ def link_views(
     splits: Sequence[str],
     scene: VoxelScene,
     teacher: ImageBackbone,
+    keep: float = 1.0,
 ) -> Links:
     """Builds the links of one capture.
 
@@ -115,20 +134,24 @@ def link_views(
         splits: "train" or "test" of each view.
         scene: its voxels.
         teacher: the frozen network; its feature map sets the cells.
+        keep: see `well_seen`; voxels that it leaves out are dropped from the scene.
     """
     teacher.eval()
+    images = [torch.from_numpy(pixels) for pixels in views.images]
+    maps = [teacher(as_batch([image]))[0] for image in images]  # each [D, h, w]
+    operators = [build_operator(scene, views.cameras, i, *features.shape[1:]) for i, features in enumerate(maps)]
+    kept = well_seen([operator for operator, split in zip(operators, splits, strict=True) if split == "train"], keep)
+    scene = VoxelScene(scene.coords[kept], scene.density[kept], scene.colour[kept], scene.grid)
     linked = []
-    for number, (file, pixels, split) in enumerate(zip(views.names, views.images, splits, strict=True)):
-        image = torch.from_numpy(pixels)
-        features = teacher(as_batch([image]))[0]  # [D, h, w]
+    for i, features in enumerate(maps):
         h, w = features.shape[1:]
-        operator = build_operator(scene, views.cameras, number, h, w)
-        camera = views.cameras[[number]]
-        cells = features.flatten(1).T.half().contiguous()
-        mask = torch.full(image.shape[:2], 255, dtype=torch.uint8)
+        mask = torch.full(images[i].shape[:2], 255, dtype=torch.uint8)
         if views.masks is not None:
-            mask = (torch.from_numpy(views.masks[number]) * 255).round().to(torch.uint8)
-        linked.append(LinkedView(file, split, camera, image, mask, (h, w), cells, operator))
+            mask = (torch.from_numpy(views.masks[i]) * 255).round().to(torch.uint8)
+        cells = features.flatten(1).T.half().contiguous()
+        operator = on_columns(operators[i], kept)
+        camera = views.cameras[[i]]
+        linked.append(LinkedView(views.names[i], splits[i], camera, images[i], mask, (h, w), cells, operator))
     training = [view for view in linked if view.split == "train"]
     lifted, seen = lift([view.teacher for view in training], [view.operator for view in training])
     return Links(name, meta, scene, tuple(linked), lifted, seen)
@@ -201,6 +224,6 @@ def write_links(capture: Capture, field: Path, teacher: Path, target: Path, para
         views = capture.load(max_side=params.max_side)
         scene = voxel_scene(load_field(field)[0], params.resolution)
         splits = [frame.split for frame in capture.frames]
-        links = link_views(capture.name, capture.meta, views, splits, scene, load_backbone(teacher))
+        links = link_views(capture.name, capture.meta, views, splits, scene, load_backbone(teacher), params.keep)
         save_links(links, target)
     return target

@@ -54,6 +54,7 @@ class LinksParams:
     """Linking views and voxels."""
 
     resolution: int = 32  # voxels along the longest side of a scene
+    keep: float = 0.95  # voxels beyond this share of what training views see, least seen last, are dropped
     max_side: int = 0  # shrink images for the 2D network likewise; 0 keeps them
 
 
@@ -144,6 +145,15 @@ class AblationParams:
 
 
 @dataclass(frozen=True)
+class ClassificationParams:
+    """Fine-tuning for classification."""
+
+    finetune_steps: int = 50
+    finetune_batch: int = 4  # captures a step
+    finetune_lr: float = 1e-3
+
+
+@dataclass(frozen=True)
 class SegmentationParams:
     """Probes and fine-tuning for part and semantic segmentation."""
 
@@ -169,6 +179,7 @@ class Params:
     pretrain: PretrainParams = field(default_factory=PretrainParams)
     baselines: BaselinesParams = field(default_factory=BaselinesParams)
     ablations: AblationParams = field(default_factory=AblationParams)
+    classification: ClassificationParams = field(default_factory=ClassificationParams)
     segmentation: SegmentationParams = field(default_factory=SegmentationParams)
 
 

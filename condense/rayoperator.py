@@ -219,6 +219,20 @@ def pruned(operator: RayOperator, keep: float) -> RayOperator:
     return RayOperator(slim.crow, col, value * scale[row], operator.voxels)
 
 
+def on_columns(operator: RayOperator, kept: Tensor) -> RayOperator:
+    """The operator on some of its voxels, `kept` [voxels] bool, in their order.
+
+    What is left of a row is scaled up to the row's sum; a row with nothing left stays empty.
+    """
+    number = kept.cumsum(0) - 1
+    entries = kept[operator.col.long()]
+    row, col, value = operator.row[entries], number[operator.col[entries].long()].int(), operator.value[entries]
+    counts = torch.bincount(row, minlength=operator.shape[0])
+    slim = RayOperator(_starts(counts), col, value, int(kept.sum()))
+    scale = operator.opacity / slim.opacity.clamp_min(torch.finfo(value.dtype).tiny)
+    return RayOperator(slim.crow, col, value * scale[row], slim.voxels)
+
+
 def heaviest(operator: RayOperator) -> RayOperator:
     """Each row's largest entry alone, scaled to the row's sum: the one voxel that a ray sees most of.
 

@@ -20,9 +20,10 @@ from condense.field import (
     target_image,
 )
 from condense.fieldfit import fit_field
-from condense.fieldrays import choose_grid, look_point, refined, seen_voxels, visual_hull
+from condense.fieldrays import TrainingRays, choose_grid, look_point, refined, seen_voxels, visual_hull
 from condense.grid import Grid
 from condense.params import FieldsParams
+from condense.plainfit import plain_fit, render_dense
 from condense.raymarch import accumulate, render_weights, sample_rays, trilinear
 
 QUICK = FieldsParams(resolutions=(12, 24), steps=(15, 25), pixels=1000)
@@ -175,3 +176,24 @@ def test_round_trip(tmp_path):
     assert again.grid == grid and again.step == 0.7 and facts["seconds"] == 1.5
     for name in ("coords", "density", "colour", "background"):
         assert torch.equal(getattr(again, name), getattr(field, name))
+
+
+def test_the_plain_way_renders_a_uniform_block_by_hand():
+    grid = Grid((0.0, 0.0, 0.0), 1.0, (4, 4, 4))
+    rays = TrainingRays(
+        torch.tensor([[-5.0, 2, 2], [-5, 2, 9]]), torch.tensor([[1.0, 0, 0]] * 2), torch.arange(3), torch.zeros(2, 4)
+    )
+    colour = torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1, 1).expand(1, 3, 4, 4, 4)
+    light = render_dense(torch.full((1, 1, 4, 4, 4), 0.2), colour, grid, rays, torch.tensor([0, 1]))
+    # samples feel 0.1, 0.2, 0.2, 0.2, 0.1: the two at the faces half as much, in colour too
+    opacity = 1 - np.exp(-0.8)
+    faces = (1 - np.exp(-0.1)) * (1 + np.exp(-0.7))
+    red = opacity - faces / 2
+    torch.testing.assert_close(light, torch.tensor([[red, red / 2, 0, opacity], [0, 0, 0, 0]]).float())
+
+
+def test_the_plain_way_learns_and_stops(box):
+    train, held_out, _ = box
+    params = dataclasses.replace(QUICK, pixels=200)
+    seconds, reached = plain_fit(train, held_out, params, goal=0.0, most=30)
+    assert seconds > 0 and reached > 10

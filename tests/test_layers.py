@@ -31,7 +31,7 @@ pretrain
 tasks
 figures viewer
 report run notebooks study
-benchmarks
+benchmarks plainfit
 pipebench gpucheck cli
 """
 RANK = {name: row for row, names in enumerate(ORDER.split("\n")) for name in names.split()}

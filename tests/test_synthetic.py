@@ -40,10 +40,11 @@ def test_a_sphere_covers_the_pixels_that_geometry_says():
     y, x = np.mgrid[:size, :size] + 0.5 - size / 2
     away = np.hypot(x, y) - disc
     sure = np.abs(away) > 0.75  # the mesh is a little inside the sphere, and a pixel's rays are spread
-    assert np.array_equal(view.mask[0][sure], (away < 0)[sure])
+    mask = view.labels[0][..., 0] > 0
+    assert np.array_equal(mask[sure], (away < 0)[sure])
     assert view.coverage.sum() == pytest.approx(np.pi * disc**2, rel=0.01)
     assert view.depth[0, size // 2, size // 2] == pytest.approx(distance - radius, abs=0.01)
-    assert (view.labels[0][view.mask[0]] == (7, 3, 0)).all() and (view.images[0][away > 1] == 0).all()
+    assert (view.labels[0][mask] == (7, 3, 0)).all() and (view.images[0][away > 1] == 0).all()
 
 
 def test_light_comes_from_where_the_lamp_is_and_shadows_fall_away_from_it():

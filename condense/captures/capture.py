@@ -43,6 +43,11 @@ class CaptureError(ValueError):
         self.name = name
         self.findings = tuple(findings)
 
+    @property
+    def reason(self) -> str:
+        """The decisive finding in one line."""
+        return str(self.findings[-1])
+
     def __reduce__(self) -> tuple[Any, ...]:  # so that it survives the way out of a worker process
         return CaptureError, (self.name, self.findings)
 
@@ -145,12 +150,12 @@ class Capture:
             image, mask = _load_image(self.folder.read(file), lens, size, alpha=frame.mask == frame.image)
             if frame.mask and frame.mask != frame.image:
                 file = frame.mask
-                mask = _load_mask(self.folder.read(file), lens, size)
+                stored = to_mask(decode(self.folder.read(file), lens.size)[0])
+                mask = np.clip(resample(stored[:, :, None], lens, size, 1.0)[:, :, 0], 0, 1)
             labels = None
             if frame.labels:
                 file = frame.labels
-                stored = to_labels(decode(self.folder.read(file), lens.size)[0])
-                labels = resample_nearest(stored, lens, size)
+                labels = resample_nearest(to_labels(decode(self.folder.read(file), lens.size)[0]), lens, size)
         except (ImageError, OSError) as error:
             raise CaptureError(self.name, [Finding(file, str(error), "replace the file")]) from error
         return image, mask, labels
@@ -181,13 +186,6 @@ def _load_image(data: bytes, lens: Lens, size: tuple[int, int], alpha: bool) -> 
     opacity = values[:, :, 3] / 255
     straight = values[:, :, :3] / np.maximum(opacity, 1e-6)[:, :, None]
     return _to_uint8(straight), np.clip(opacity, 0, 1)
-
-
-def _load_mask(data: bytes, lens: Lens, size: tuple[int, int]) -> np.ndarray:
-    mask = to_mask(decode(data, lens.size)[0])
-    if size == lens.size and not lens.distorted:
-        return mask
-    return np.clip(resample(mask[:, :, None], lens, size, 1.0)[:, :, 0], 0, 1)
 
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:

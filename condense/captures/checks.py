@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -69,28 +70,37 @@ def sound_views(folder: Folder, listed: tuple[Listed, ...], verify: bool) -> tup
 
 
 def _check(folder: Folder, entry: Listed, verify: bool, seen: dict[str, str], findings: list[Finding]) -> Sound:
-    image = _present(folder, entry.image, entry.source)
+    image, lens = _present(folder, entry.image, entry.source), entry.lens
     if image in seen:
         raise UnsoundError(image, "is listed twice; the first entry is used", f"delete one entry from {entry.source}")
     seen[image] = image
     pose = rigid(entry.pose, image, entry.source)
-    if isinstance(entry.lens, str):
-        raise UnsoundError(
-            image, f"{entry.source}: {entry.lens}", "undistort the images to a pinhole camera, or mend it"
-        )
-    data = _read(folder, image)
-    first = seen.setdefault(hashlib.blake2b(data).hexdigest(), image)
-    if first != image:
-        raise UnsoundError(image, f"holds the same bytes as {first}", "keep one of the two photographs")
-    _check_size(image, data, entry, findings)
+    if isinstance(lens, str):
+        raise UnsoundError(image, f"{entry.source}: {lens}", "undistort the images to a pinhole camera, or mend it")
+    with _blaming(image, entry.source):
+        data = folder.read(image)
+        first = seen.setdefault(hashlib.blake2b(data).hexdigest(), image)
+        if first != image:
+            raise UnsoundError(image, f"holds the same bytes as {first}", "keep one of the two photographs")
+        findings += _check_size(image, data, lens, entry.source)
+        undistorted(lens)
+        transparent = not verify or _transparent(data)
+    mask = _companion(folder, entry.mask, lens, entry.source, verify, labels=False)
+    labels = _companion(folder, entry.labels, lens, entry.source, verify, labels=True)
+    return Sound(image, mask, labels, entry.split, lens, pose, transparent)
+
+
+@contextlib.contextmanager
+def _blaming(file: str, source: str) -> Iterator[None]:
+    """Turns what goes wrong with a file, or with its lens in `source`, into an UnsoundError that names it."""
     try:
-        undistorted(entry.lens)
+        yield
+    except ImageError as error:
+        raise UnsoundError(file, str(error), "replace the file by a sound copy") from error
     except LensError as error:
-        raise UnsoundError(image, f"{entry.source}: {error}", "calibrate the camera again") from error
-    transparent = _check_pixels(image, data, verify)
-    mask = _companion(folder, entry.mask, entry, verify, labels=False)
-    labels = _companion(folder, entry.labels, entry, verify, labels=True)
-    return Sound(image, mask, labels, entry.split, entry.lens, pose, transparent)
+        raise UnsoundError(file, f"{source}: {error}", "calibrate the camera again") from error
+    except OSError as error:
+        raise UnsoundError(file, f"cannot be read ({error})", "repair the file or its permissions") from error
 
 
 def _present(folder: Folder, name: str, source: str) -> str:
@@ -104,13 +114,6 @@ def _present(folder: Folder, name: str, source: str) -> str:
         raise UnsoundError(name, f"cannot be looked up ({error})", "repair the file") from error
     remedy = f"put the file back, or delete its entry from {source}"
     raise UnsoundError(clean(name), f"is listed in {source} but absent", remedy)
-
-
-def _read(folder: Folder, name: str) -> bytes:
-    try:
-        return folder.read(name)
-    except OSError as error:
-        raise UnsoundError(name, f"cannot be read ({error})", "repair the file or its permissions") from error
 
 
 def rigid(pose: np.ndarray | None, image: str, source: str) -> np.ndarray:
@@ -134,52 +137,42 @@ def rigid(pose: np.ndarray | None, image: str, source: str) -> np.ndarray:
     return exact
 
 
-def _check_size(image: str, data: bytes, entry: Listed, findings: list[Finding]) -> None:
-    assert isinstance(entry.lens, Lens)
-    try:
-        size, orientation = header(data)
-    except ImageError as error:
-        raise UnsoundError(image, str(error), "replace the file by a sound copy") from error
-    sideways = orientation >= 5 and size[::-1] == entry.lens.size and size != entry.lens.size
-    if size != entry.lens.size and not sideways:
-        problem = "is {} x {} pixels but its intrinsics in {} are for {} x {}"
-        remedy = "resize the image, or scale the intrinsics to it"
-        raise UnsoundError(image, problem.format(*size, entry.source, *entry.lens.size), remedy)
-    if orientation != 1:
-        done = "turned upright, as the intrinsics ask" if sideways else "used as stored, as the intrinsics ask"
-        remedy = f"turn the pixels for good and delete EXIF tag {EXIF_ORIENTATION}"
-        findings.append(Finding(image, f"is marked as rotated (EXIF orientation {orientation}): {done}", remedy))
+def _check_size(image: str, data: bytes, lens: Lens, source: str) -> list[Finding]:
+    """Whether an image fits its lens; a finding if it is marked as rotated."""
+    size, orientation = header(data)
+    sideways = orientation >= 5 and size[::-1] == lens.size and size != lens.size
+    if size != lens.size and not sideways:
+        problem = "is {} x {} pixels but its intrinsics in {} are for {} x {}".format(*size, source, *lens.size)
+        raise UnsoundError(image, problem, "resize the image, or scale the intrinsics to it")
+    if orientation == 1:
+        return []
+    done = "turned upright, as the intrinsics ask" if sideways else "used as stored, as the intrinsics ask"
+    remedy = f"turn the pixels for good and delete EXIF tag {EXIF_ORIENTATION}"
+    return [Finding(image, f"is marked as rotated (EXIF orientation {orientation}): {done}", remedy)]
 
 
-def _check_pixels(image: str, data: bytes, verify: bool) -> bool:
-    """Whether some pixel is transparent (unverified: whether there may be one)."""
-    try:
-        if not verify:
-            return True
-        decoded, _ = decode(data, enough=(1, 1))
-        colour = to_colour(decoded) if decoded.mode != "RGB" or decoded.info.get("transparency") else None
-    except ImageError as error:
-        raise UnsoundError(image, str(error), "replace the file by a sound copy") from error
-    return colour is not None and colour.shape[2] == 4 and int(colour[:, :, 3].min()) < 255
+def _transparent(data: bytes) -> bool:
+    """Whether some pixel of an image is transparent."""
+    image, _ = decode(data, enough=(1, 1))
+    if image.mode == "RGB" and not image.info.get("transparency"):
+        return False
+    colour = to_colour(image)
+    return colour.shape[2] == 4 and int(colour[:, :, 3].min()) < 255
 
 
-def _companion(folder: Folder, name: str | None, entry: Listed, verify: bool, labels: bool) -> str | None:
+def _companion(folder: Folder, name: str | None, lens: Lens, source: str, verify: bool, labels: bool) -> str | None:
     """The mask or label map of a view, checked like its image."""
     if name is None:
         return None
-    assert isinstance(entry.lens, Lens)
-    file = _present(folder, name, entry.source)
-    data = _read(folder, file)
-    try:
-        size = header(data)[0]
-        if verify:
-            decoded, _ = decode(data)
-            if labels:
-                to_labels(decoded)
-    except ImageError as error:
-        raise UnsoundError(file, str(error), "replace the file by a sound copy") from error
-    if size != entry.lens.size:
-        problem = "is {} x {} pixels but its image {} x {}".format(*size, *entry.lens.size)
+    file = _present(folder, name, source)
+    with _blaming(file, source):
+        data = folder.read(file)
+        size, _ = header(data)
+        decoded = decode(data)[0] if verify else None
+        if decoded and labels:
+            to_labels(decoded)
+    if size != lens.size:
+        problem = "is {} x {} pixels but its image {} x {}".format(*size, *lens.size)
         raise UnsoundError(file, problem, "make it the size of its image")
     return file
 

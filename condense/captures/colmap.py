@@ -44,12 +44,10 @@ def read_colmap(folder: Folder) -> Listing:
         pose = np.eye(4)
         if image.has_pose:
             pose[:3] = image.cam_from_world().inverse().matrix()
-        views.append(
-            _listed(source, _locate(folder, image.name), _lens(image.camera), pose if image.has_pose else None)
-        )
-    views += [
-        _listed(source, _locate(folder, name), "its pose is no number", np.full((4, 4), np.nan)) for name in unposed
-    ]
+        listed = Listed(source, _locate(folder, image.name), _lens(image.camera), pose if image.has_pose else None)
+        views.append(listed)
+    for name in unposed:
+        views.append(Listed(source, _locate(folder, name), "its pose is no number", np.full((4, 4), np.nan)))
     return Listing(tuple(views))
 
 
@@ -62,16 +60,11 @@ def _locate(folder: Folder, name: str) -> str:
         return name  # refused, with a finding, by the checks that every format shares
 
 
-def _listed(source: str, image: str, lens: Lens | str, pose: np.ndarray | None) -> Listed:
-    return Listed(source, image, None, None, None, lens, pose)
-
-
 def _lens(camera: pycolmap.Camera | None) -> Lens | str:
     if camera is None:
         return "its camera is absent from the model"
     try:
-        params = tuple(float(p) for p in camera.params)
-        return Lens(camera.model_name, camera.width, camera.height, params)
+        return Lens(camera.model_name, camera.width, camera.height, tuple(map(float, camera.params)))
     except LensError as error:
         return str(error)
 

@@ -78,13 +78,17 @@ class Folder:
         """The files directly inside the folder `below`, as sorted relative paths."""
         below = clean(below)
         if self.zipped:
-            names = [name.removeprefix(self.inside) for name in _names(self.path, self.inside)]
-            return sorted(name for name in names if str(PurePosixPath(name).parent) == below)
+            return sorted(name for name in self.members() if str(PurePosixPath(name).parent) == below)
         directory = self._inside(below)
         if not directory.is_dir():
             return []
         here = (name for name in os.listdir(directory) if os.path.isfile(directory / name))
         return sorted(clean(f"{below}/{name}") for name in here)
+
+    def members(self) -> list[str]:
+        """The relative path of every file of the .zip."""
+        names = [name for name in self._archive().namelist() if name.startswith(self.inside)]
+        return [name.removeprefix(self.inside) for name in names if not name.endswith("/")]
 
     def _inside(self, name: str) -> Path:
         root = self.path.resolve()
@@ -112,11 +116,6 @@ def _open_zip(path: Path, stamp: int, process: int) -> zipfile.ZipFile:
         raise OSError(f"{path.name} is not a sound .zip: {error}") from error
 
 
-def _names(path: Path, inside: str = "") -> list[str]:
-    archive = _open_zip(path, path.stat().st_mtime_ns, os.getpid())
-    return [name for name in archive.namelist() if name.startswith(inside) and not name.endswith("/")]
-
-
 def open_folder(path: Path) -> Folder:
     """The folder at `path`; of a .zip that holds everything in one top folder, that folder.
 
@@ -128,7 +127,7 @@ def open_folder(path: Path) -> Folder:
         if not path.is_dir():
             raise FileNotFoundError(f"{path} is neither a folder nor a .zip file")
         return folder
-    names = [name for name in _names(path) if not name.startswith("__MACOSX/")]
+    names = [name for name in folder.members() if not name.startswith("__MACOSX/")]
     tops = {name.split("/")[0] for name in names}
     single = len(tops) == 1 and all("/" in name for name in names)
     wrapped = single and tops.isdisjoint({"images", "sparse", "train"})

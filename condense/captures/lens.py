@@ -121,10 +121,9 @@ def lens_from_focal(
     focal: Sequence[float], centre: Sequence[float], size: tuple[int, int], distortion: Sequence[float] = ()
 ) -> Lens:
     """A lens in OpenCV's terms: focal (fx, fy), centre (cx, cy), distortion (k1, k2, p1, p2[, k3])."""
-    params = (*map(float, focal), *map(float, centre))
+    params = (*focal, *centre)
     if not any(distortion):
         return Lens("PINHOLE", *size, params)
-    bent = tuple(map(float, distortion))
-    if len(bent) > 4 and bent[4]:
-        return Lens("FULL_OPENCV", *size, (*params, *bent[:5], 0.0, 0.0, 0.0))
-    return Lens("OPENCV", *size, (*params, *bent[:4]))
+    if any(distortion[4:]):
+        return Lens("FULL_OPENCV", *size, (*params, *distortion, 0.0, 0.0, 0.0))
+    return Lens("OPENCV", *size, (*params, *distortion[:4]))

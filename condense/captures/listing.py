@@ -18,19 +18,20 @@ class Listed:
 
     Args:
         source: the camera file.
-        image, mask, labels: paths as listed (an extension added where it was left out).
-        split: "train", "test", "val", or None where the file does not say.
+        image: its path as listed (an extension added where it was left out).
         lens: its intrinsics, or the reason why they cannot be used.
         pose: [4, 4] float64 T_world_from_camera, OpenCV axes, unchecked; None where it is missing.
+        mask, labels: paths as listed.
+        split: "train", "test", "val", or None where the file does not say.
     """
 
     source: str
     image: str
-    mask: str | None
-    labels: str | None
-    split: str | None
     lens: Lens | str
     pose: np.ndarray | None
+    mask: str | None = None
+    labels: str | None = None
+    split: str | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,6 @@ from condense.captures.listing import Listing
 from condense.captures.transforms import find_transforms, read_transforms
 
 MIN_TRAIN = 5  # views; fewer do not pin down a field
-
-
-@dataclass(frozen=True)
-class SetAside:
-    """A capture that cannot be used, and why (the decisive finding last)."""
-
-    name: str
-    findings: tuple[Finding, ...]
-
-    @property
-    def reason(self) -> str:
-        """The decisive finding in one line."""
-        return str(self.findings[-1])
 
 
 def read_capture(path: Path, test_every: int = 8, verify: bool = True, name: str | None = None) -> Capture:
@@ -119,7 +106,8 @@ def _with_masks(views: list[Sound]) -> tuple[list[Sound], list[Finding]]:
             lacking = next(view for view in views if not getattr(view, kind))
             problem = f"has no {kind}, as {len(views) - len(having)} of {len(views)} views; {kind} ignored for all"
             findings.append(Finding(lacking.image, problem, f"give every view a {kind} entry, or none"))
-            views = [replace(view, mask=None) if kind == "mask" else replace(view, labels=None) for view in views]
+            nothing: dict[str, Any] = {kind: None}
+            views = [replace(view, **nothing) for view in views]
     return views, findings
 
 
@@ -155,15 +143,8 @@ def _capture(name: str, folder: Folder, views: list[Sound], findings: list[Findi
     )
 
 
-def capture_paths(folder: Path) -> Iterator[Path]:
-    """Every folder and .zip below `folder` (itself included) that is or should be a capture, sorted."""
-    if folder.is_file():
-        yield folder
-        return
-    yield from _walk(folder, frozenset())
-
-
-def _walk(directory: Path, above: frozenset[Path]) -> Iterator[Path]:
+def _walk(directory: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Every folder and .zip below `directory` (itself included) that is or should be a capture, sorted."""
     real = directory.resolve()
     if real in above:  # a link back up
         return
@@ -181,8 +162,8 @@ def _walk(directory: Path, above: frozenset[Path]) -> Iterator[Path]:
             yield child
 
 
-def read_captures(folder: Path, test_every: int = 8, verify: bool = True) -> tuple[list[Capture], list[SetAside]]:
-    """Every capture below `folder`, sorted by name, and those that cannot be used.
+def read_captures(folder: Path, test_every: int = 8, verify: bool = True) -> tuple[list[Capture], list[CaptureError]]:
+    """Every capture below `folder`, and why others cannot be used; both sorted by name.
 
     A folder that is itself a capture is the one capture. Arguments are those of `read_capture`.
 
@@ -193,16 +174,16 @@ def read_captures(folder: Path, test_every: int = 8, verify: bool = True) -> tup
     if not folder.exists():
         raise FileNotFoundError(f"{folder} does not exist: name a folder of captures")
     captures: list[Capture] = []
-    set_aside: list[SetAside] = []
+    set_aside: list[CaptureError] = []
     taken: set[str] = set()
-    for path in capture_paths(folder):
+    for path in [folder] if folder.is_file() else _walk(folder):
         name = _stem(path) if path == folder else (path.parent / _stem(path)).relative_to(folder).as_posix()
         name = f"{name}.zip" if name in taken else name  # beside a folder of the same name
         taken.add(name)
         try:
             captures.append(read_capture(path, test_every, verify, name))
         except CaptureError as error:
-            set_aside.append(SetAside(name, error.findings))
+            set_aside.append(error)
     return sorted(captures, key=lambda c: c.name), sorted(set_aside, key=lambda s: s.name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from condense.synthetic.things import Dice, Thing
+from condense.synthetic.things import NUMBERS, Dice, Thing
 
 # The words of the held-out captions name the same thing otherwise, where English has another word.
 OTHER_WORDS = {
@@ -26,7 +26,6 @@ OTHER_WORDS = {
     "teapot": "pot for tea",
     "truck": "lorry",
 }
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 
 
 def tidy(text: str) -> str:

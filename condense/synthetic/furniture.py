@@ -7,7 +7,7 @@ from trimesh import Trimesh
 
 from condense.synthetic import primitives as solid
 from condense.synthetic.primitives import pair
-from condense.synthetic.things import Dice, Paints, Thing
+from condense.synthetic.things import NUMBERS, Dice, Paints, Thing
 
 
 def four_legs(dice: Dice, length: float, width: float, height: float, style: str) -> list[Trimesh]:
@@ -52,9 +52,19 @@ def panel(dice: Dice, style: str, width: float, height: float, thick: float) -> 
     return [*posts, *(solid.box((0.7 * thick, width - 0.03, 0.06), (0, 0, z)) for z in rungs)]
 
 
+def _evenly(count: int, step: float) -> np.ndarray:
+    """Places [count] a `step` apart, about zero."""
+    return (np.arange(count) - (count - 1) / 2) * step
+
+
 def _stand() -> np.ndarray:
     """Turns the XY plane of a prism into the YZ plane."""
     return np.array([[0.0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+
+
+def _lean(dice: Dice, least: float) -> np.ndarray:
+    """Tilts a back by `least` to 14 degrees."""
+    return solid.rotation((0, 1, 0), -dice.u(least, 14))
 
 
 def chair(dice: Dice) -> Thing:
@@ -74,9 +84,8 @@ def chair(dice: Dice) -> Thing:
     style = dice.pick("solid", "slatted", "laddered", "arched")
     tall = dice.u(0.38, 0.75)
     back = solid.joined(panel(dice, style, 0.95 * width, tall, 0.035))
-    lean = solid.rotation((0, 1, 0), -dice.u(2, 14))
-    place = (-depth / 2 + 0.02, 0, height + 0.5 * thick)
-    thing.add("back", solid.moved(back, place, lean), paints.like(fabric), f"a {{}} {style} back")
+    back = solid.moved(back, (-depth / 2 + 0.02, 0, height + 0.5 * thick), _lean(dice, 2))
+    thing.add("back", back, paints.like(fabric), f"a {{}} {style} back")
     legs = dice.pick("straight", "square", "tapered", "splayed", "swivel")
     if legs == "swivel":
         thing.add("leg", pedestal(dice, 0.27, height), paints.new(0.1), "a {} swivel foot")
@@ -120,9 +129,8 @@ def table(dice: Dice) -> Thing:
         elif dice.chance(0.4):
             lower = solid.box((0.75 * inset * width, 0.8 * inset * length, 0.025), (0, 0, 0.35 * height))
             thing.add("board", lower, paints.like(thing.material("top")), "a {} board between the legs")
-    thing.adjectives.append(
-        "low" if height < 0.5 else "long" if length > 1.15 else "small" if length < 0.8 else "plain"
-    )
+    word = "low" if height < 0.5 else "long" if length > 1.15 else "small" if length < 0.8 else "plain"
+    thing.adjectives.append(word)
     return thing
 
 
@@ -137,10 +145,10 @@ def sofa(dice: Dice) -> Thing:
     thing.add("base", body, fabric, "a {} base")
     tall, soft = dice.u(0.35, 0.55), dice.u(3.5, 6)
     cushions = paints.like(fabric, 0.4, 0.5)
-    shift = (np.arange(seats) - (seats - 1) / 2) * each
+    shift = _evenly(seats, each)
     pads = [solid.superellipsoid((depth / 2 - 0.05, each / 2, 0.09), (0.06, y, floor + 0.27), soft) for y in shift]
-    name = ("a single", "two", "three")[seats - 1]
-    thing.add("seat", pads, cushions, f"{name} {{}} seat cushion{'s' if seats > 1 else ''}")
+    words = f"{NUMBERS[seats]} {{}} seat cushions" if seats > 1 else "a single {} seat cushion"
+    thing.add("seat", pads, cushions, words)
     z = floor + 0.2 + tall / 2
     if dice.chance(0.5):
         rear = [solid.box((0.2, inner + 2 * arm, tall), (-depth / 2 + 0.1, 0, z), 0.06)]
@@ -166,7 +174,7 @@ def sofa(dice: Dice) -> Thing:
         tilt = solid.rotation((0, 1, 0), -14, (-depth / 2 + 0.33, 0, floor + 0.5))
         words = "a {} throw pillow" if len(spots) == 1 else "two {} throw pillows"
         thing.add("pillow", [solid.moved(p, rotate=tilt) for p in throw], paints.new(0.6), words)
-    thing.adjectives.append(("one-seat", "two-seat", "three-seat")[seats - 1])
+    thing.adjectives.append(f"{NUMBERS[seats]}-seat")
     return thing
 
 
@@ -186,18 +194,16 @@ def bed(dice: Dice) -> Thing:
     thing.add("frame", sill, wood, "a {} frame")
     style, tall = dice.pick("solid", "slatted", "arched"), dice.u(0.55, 0.95)
     head = solid.joined(panel(dice, style, width + 0.08, tall, 0.07))
-    behind = -length / 2 - 0.06
-    thing.add("headboard", solid.moved(head, (behind, 0, floor)), paints.like(wood), f"a {style} {{}} headboard")
-    legs = []
-    for x in (-length / 2, length / 2):
-        legs += pair(solid.box((0.09, 0.09, floor + 0.05), (x, width / 2, floor / 2)))
+    head = solid.moved(head, (-length / 2 - 0.06, 0, floor))
+    thing.add("headboard", head, paints.like(wood), f"a {style} {{}} headboard")
+    legs = pair(solid.box((0.09, 0.09, floor + 0.05), (-length / 2, width / 2, floor / 2)))
+    legs += pair(solid.box((0.09, 0.09, floor + 0.05), (length / 2, width / 2, floor / 2)))
     thing.add("leg", legs, paints.like(wood, 0.7), "four {} feet")
     if dice.chance(0.3):
         top = floor + dice.u(1.2, 1.6)
         corners = [(x * (length / 2 + 0.02), y * (width / 2 + 0.02)) for x in (-1, 1) for y in (-1, 1)]
-        thing.add(
-            "pole", [solid.frustum((*c, 0), (*c, top), 0.04, 0.03, 8) for c in corners], wood, "four tall {} posts"
-        )
+        poles = [solid.frustum((*c, 0), (*c, top), 0.04, 0.03, 8) for c in corners]
+        thing.add("pole", poles, wood, "four tall {} posts")
     two = wide or dice.chance(0.2)
     spots = (-width / 4, width / 4) if two else (0.0,)
     size = (0.2, 0.42 * width / len(spots), 0.09)
@@ -225,7 +231,7 @@ def shelf(dice: Dice) -> Thing:
     thing.add("frame", sides, wood, phrase)
     levels = np.linspace(0.06, height - 0.02, boards)
     planks = [solid.box((depth, width, 0.035), (0, 0, z)) for z in levels]
-    thing.add("board", planks, paints.like(wood), f"{('three', 'four', 'five')[boards - 3]} {{}} boards")
+    thing.add("board", planks, paints.like(wood), f"{NUMBERS[boards]} {{}} boards")
     gap = levels[1] - levels[0]
     covers = [paints.new(0.1) for _ in range(3)]
     filled = dice.u(0.3, 0.9)
@@ -269,8 +275,7 @@ def lamp(dice: Dice) -> Thing:
     if bent:
         curve = np.array([(0, 0), (-0.02, 0.5), (0.05, 0.85), (0.4, 1.04), (0.8, 1.05), (1, 0.98)]) * (side, at + 0.06)
         smooth = np.array([_bezier(curve, t) for t in np.linspace(0, 1, 14)])
-        path = np.stack([smooth[:, 0], 0 * smooth[:, 0], smooth[:, 1]], -1)
-        pole = solid.tube(path, thin, 10)
+        pole = solid.tube(solid.upright(smooth), thin, 10)
     else:
         pole = solid.frustum((0, 0, 0), (0, 0, tall - 0.3 * high), thin, thin)
     foot = dice.pick("round", "ball", "tripod", "block")
@@ -305,17 +310,15 @@ def bench(dice: Dice) -> Thing:
     wood = paints.new(0.4)
     planks = dice.whole(3, 4) if dice.chance(0.7) else 1
     each = depth / planks
-    rows = (np.arange(planks) - (planks - 1) / 2) * each
+    rows = _evenly(planks, each)
     seat = [solid.box((each * (0.75 if planks > 1 else 1), length, 0.05), (x, 0, height)) for x in rows]
     thing.add("seat", seat, wood, "a {} seat of planks" if planks > 1 else "a {} solid seat")
     if dice.chance(0.6):
         rails = dice.whole(2, 3)
         bars = [solid.box((0.035, length, 0.09), (0, 0, z)) for z in np.linspace(0.14, 0.4, rails)]
         posts = [solid.box((0.05, 0.05, 0.44), (-0.03, y * length / 2.4, 0.22)) for y in (-1, 1)]
-        lean = solid.rotation((0, 1, 0), -dice.u(5, 14))
-        place = (-depth / 2, 0, height)
-        back = solid.moved(solid.joined([*bars, *posts]), place, lean)
-        thing.add("back", back, paints.like(wood), f"a back of {('two', 'three')[rails - 2]} {{}} rails")
+        back = solid.moved(solid.joined([*bars, *posts]), (-depth / 2, 0, height), _lean(dice, 5))
+        thing.add("back", back, paints.like(wood), f"a back of {NUMBERS[rails]} {{}} rails")
     metal = paints.new(0.15)
     style = dice.pick("block", "crossed", "square")
     if style == "block":

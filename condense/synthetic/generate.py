@@ -29,13 +29,12 @@ from condense.synthetic.rooms import ROOM_LABELS, furnish, inside, room_captions
 from condense.synthetic.setting import around, random_backdrop, random_light
 from condense.synthetic.things import PARTS, Dice, Thing
 
-SEEN: tuple[Callable[[Dice], Thing], ...] = (
+Maker = Callable[[Dice], Thing]
+SEEN: tuple[Maker, ...] = (
     *(furniture.chair, furniture.table, furniture.sofa, furniture.bed, furniture.lamp, furniture.shelf),
     *(vessels.plant, vessels.mug, vessels.bottle, vehicles.car, vehicles.aeroplane, vehicles.boat),
 )
-HELD_OUT: tuple[Callable[[Dice], Thing], ...] = (
-    *(furniture.bench, vehicles.truck, vessels.teapot, vehicles.helicopter),
-)
+HELD_OUT: tuple[Maker, ...] = (furniture.bench, vehicles.truck, vessels.teapot, vehicles.helicopter)
 POINTS = 2048
 
 
@@ -57,14 +56,11 @@ ROOM_SPLITS = ("train",) * 32 + ("val",) * 4 + ("test",) * 12
 
 def generate(folder: Path, seed: int = 0, processes: int = 2) -> list[Path]:
     """Writes every built-in capture below `folder`: objects/<class>_<nnn>.zip and rooms/room_<nnn>.zip."""
-    jobs: list[tuple[Any, ...]] = []
-    for kind in range(len(SEEN) + len(HELD_OUT)):
-        jobs += [(folder / "objects", kind, instance, seed) for instance in range(len(OBJECT_SPLITS))]
+    kinds, instances = range(len(SEEN) + len(HELD_OUT)), range(len(OBJECT_SPLITS))
+    objects = [(folder / "objects", kind, instance, seed) for kind in kinds for instance in instances]
     rooms = [(folder / "rooms", instance, seed) for instance in range(len(ROOM_SPLITS))]
-    return [
-        *parallel_map(write_object, jobs, processes, "objects"),
-        *parallel_map(write_room, rooms, processes, "rooms"),
-    ]
+    made = parallel_map(write_object, objects, processes, "objects")
+    return made + parallel_map(write_room, rooms, processes, "rooms")
 
 
 def write_object(folder: Path, kind: int, instance: int, seed: int) -> Path:
@@ -92,8 +88,7 @@ def write_object(folder: Path, kind: int, instance: int, seed: int) -> Path:
             "phrases": thing.phrases,
         },
     }
-    split = ["test" if view % 4 == 2 else "train" for view in range(len(cameras))]
-    return _write(folder / f"{thing.kind}_{instance:03d}.zip", dice, parts, cameras, split, meta, OBJECT_PIXELS)
+    return _write(folder / f"{thing.kind}_{instance:03d}.zip", dice, parts, cameras, meta, OBJECT_PIXELS)
 
 
 def write_room(folder: Path, instance: int, seed: int) -> Path:
@@ -113,18 +108,15 @@ def write_room(folder: Path, instance: int, seed: int) -> Path:
         "seed": seed,
         "attributes": {"instances": room.instances, "size": room.size},
     }
-    split = ["test" if view % 4 == 2 else "train" for view in range(len(cameras))]
-    return _write(folder / f"room_{instance:03d}.zip", dice, room.parts, cameras, split, meta, ROOM_PIXELS)
+    return _write(folder / f"room_{instance:03d}.zip", dice, room.parts, cameras, meta, ROOM_PIXELS)
 
 
-def _write(
-    path: Path, dice: Dice, parts: list[Part], cameras: Cameras, split: list[str], meta: dict[str, Any], how: Pixels
-) -> Path:
+def _write(path: Path, dice: Dice, parts: list[Part], cameras: Cameras, meta: dict[str, Any], how: Pixels) -> Path:
     """Renders the parts and writes the capture."""
     light, backdrop = random_light(dice), random_backdrop(dice)
     rendering = render(parts, cameras, light, backdrop, how.supersample)
     cloud = seen_points(parts, cameras, POINTS, dice.whole(0, 2**31))
-    files = {"transforms.json": _json(transforms(cameras, split)), "meta.json": _json(meta)}
+    files = {"transforms.json": _json(transforms(cameras)), "meta.json": _json(meta)}
     files["points.ply"] = point_cloud(cloud, how.grain)
     for view in range(len(cameras)):
         files |= _view_files(rendering, view, how)
@@ -164,14 +156,20 @@ def png(pixels: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def transforms(cameras: Cameras, split: list[str]) -> dict[str, Any]:
-    """nerfstudio's `transforms.json` of cameras that share their intrinsics."""
+def transforms(cameras: Cameras) -> dict[str, Any]:
+    """nerfstudio's `transforms.json` of cameras that share their intrinsics; every fourth view is a test view."""
     K, (width, height) = cameras.K[0].double(), cameras.sizes[0].tolist()
     frames = []
     for view, T in enumerate(opencv_from_opengl(cameras.T_world_from_camera)):
-        frame: dict[str, Any] = {"file_path": f"images/{view:03d}.jpg", "mask_path": f"masks/{view:03d}.png"}
-        frame |= {"labels_path": f"labels/{view:03d}.png", "split": split[view]}
-        frames.append(frame | {"transform_matrix": [[round(float(x), 7) for x in row] for row in T]})
+        frames.append(
+            {
+                "file_path": f"images/{view:03d}.jpg",
+                "mask_path": f"masks/{view:03d}.png",
+                "labels_path": f"labels/{view:03d}.png",
+                "split": "test" if view % 4 == 2 else "train",
+                "transform_matrix": [[round(float(x), 7) for x in row] for row in T],
+            }
+        )
     named = {f"{part}_filenames": [f["file_path"] for f in frames if f["split"] == part] for part in ("train", "test")}
     intrinsics = {"fl_x": float(K[0, 0]), "fl_y": float(K[1, 1]), "cx": float(K[0, 2]), "cy": float(K[1, 2])}
     shared = {"camera_model": "PINHOLE", **intrinsics, "w": width, "h": height, "ply_file_path": "points.ply"}

@@ -7,25 +7,14 @@ other colours and proportions each time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from trimesh import Trimesh
 
 from condense.synthetic import primitives as solids
-from condense.synthetic.render import Light
-from condense.synthetic.texture import (
-    Checks,
-    Gradient,
-    Marble,
-    Plain,
-    Spots,
-    Stripes,
-    Texture,
-    Wood,
-    value_noise,
-)
+from condense.synthetic import texture as tx
+from condense.synthetic.render import Background, Light
 
 COLOURS = {
     "red": (0.78, 0.13, 0.12), "orange": (0.92, 0.48, 0.10), "yellow": (0.93, 0.82, 0.20),
@@ -77,11 +66,11 @@ def solid(kind: str, size: np.ndarray, rng: np.random.Generator) -> Trimesh:
         radius = rng.uniform(0.3, 1.0, 5)
         mesh = solids.lathe(np.stack([np.repeat(radius, 2)[1:], np.linspace(-1, 1, 9)], -1))
     elif kind == "ring":
-        loop = np.pad(solids.arc(0, 360, 1.0, 25)[:-1], ((0, 0), (0, 1)))
+        loop = np.insert(solids.arc(0, 360, 1.0, 25)[:-1], 2, 0, axis=1)
         mesh = solids.tube(loop, float(rng.uniform(0.12, 0.35)), closed=True)
     elif kind == "arch":
         bow = solids.arc(0, float(rng.uniform(140, 200)), 1.0, 13)
-        mesh = solids.tube(np.insert(bow, 1, 0.0, axis=1), float(rng.uniform(0.1, 0.25)))
+        mesh = solids.tube(solids.upright(bow), float(rng.uniform(0.1, 0.25)))
     elif kind == "prism":
         mesh = solids.prism(solids.arc(0, 360, 1.0, int(rng.integers(4, 8)))[:-1], 2.0)
     else:
@@ -110,14 +99,12 @@ def proportions(rng: np.random.Generator, role: str) -> np.ndarray:
 def repeat(mesh: Trimesh, how: str, offset: np.ndarray, copies: int) -> list[Trimesh]:
     """Copies of a mesh at `offset` [3] and its images under a symmetry about the z axis."""
     placed = solids.moved(mesh, offset)
-    if how == "pair_x" or how == "pair_y" or how == "corners":
-        axes = {"pair_x": [(-1, 1)], "pair_y": [(1, -1)], "corners": [(-1, 1), (1, -1), (-1, -1)]}[how]
-        mirrored = [placed.copy().apply_transform(np.diag([x, y, 1.0, 1.0])) for x, y in axes]
-        return [placed, *mirrored]
     if how == "ring":
         turns = np.arange(copies) * 360 / copies
         return [solids.moved(placed, rotate=solids.rotation((0, 0, 1), turn)) for turn in turns]
-    return [placed]
+    mirrors = {"pair_x": [(-1, 1)], "pair_y": [(1, -1)], "corners": [(-1, 1), (1, -1), (-1, -1)]}
+    mirrored = [placed.copy().apply_transform(np.diag([x, y, 1.0, 1.0])) for x, y in mirrors.get(how, [])]
+    return [placed, *mirrored]
 
 
 def attach(parent: Region, rng: np.random.Generator) -> Region:
@@ -161,10 +148,10 @@ def grow(rng: np.random.Generator) -> list[Region]:
     for region in regions:
         for mesh in region.meshes:
             mesh.apply_translation(-(low + high) / 2).apply_scale(scale)
-    return [Region(r.meshes, r.kind, r.role, r.size * scale) for r in regions]
+    return [replace(region, size=region.size * scale) for region in regions]
 
 
-def paint(rng: np.random.Generator) -> tuple[Texture, int, int]:
+def paint(rng: np.random.Generator) -> tuple[tx.Texture, int, int]:
     """A random texture, its colour (index into COLOURS) and pattern (index into PATTERNS)."""
     names = list(COLOURS)
     first, second = (int(i) for i in rng.choice(len(names), 2, replace=False))
@@ -172,16 +159,16 @@ def paint(rng: np.random.Generator) -> tuple[Texture, int, int]:
     shade = tuple(np.clip(np.array(a) * rng.uniform(0.5, 0.75), 0, 1))
     axis = tuple(np.eye(3)[rng.integers(3)])
     period, seed = float(rng.uniform(0.1, 0.35)), int(rng.integers(1 << 16))
-    choices: list[Texture] = [
-        Plain(a), Stripes(a, b, period, axis), Checks(a, b, period), Spots(a, b, period),
-        Wood(a, shade, period, seed), Gradient(a, b, axis, float(rng.uniform(0.2, 0.5))),
-        Marble(a, shade, period, seed),
+    choices: list[tx.Texture] = [
+        tx.Plain(a), tx.Stripes(a, b, period, axis), tx.Checks(a, b, period), tx.Spots(a, b, period),
+        tx.Wood(a, shade, period, seed), tx.Gradient(a, b, axis, float(rng.uniform(0.2, 0.5))),
+        tx.Marble(a, shade, period, seed),
     ]  # fmt: skip
     pattern = int(rng.choice(len(choices), p=(0.46, 0.09, 0.09, 0.09, 0.09, 0.09, 0.09)))
     return choices[pattern], first, pattern
 
 
-def backdrop(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+def backdrop(rng: np.random.Generator) -> Background:
     """A random background: a passage between two colours by height, or clouds of them, or one colour."""
     a, b = rng.uniform(0, 1, (2, 3))
     grey = rng.random()
@@ -192,7 +179,7 @@ def backdrop(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
         if kind == 0:
             amount = np.clip(directions[:, 2] * 1.2 + 0.5, 0, 1)
         elif kind == 1:
-            amount = value_noise(directions * scale + 10, seed)
+            amount = tx.value_noise(directions * scale + 10, seed)
         else:
             amount = np.zeros(len(directions))
         return a + amount[:, None] * (b - a)

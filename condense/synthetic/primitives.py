@@ -26,10 +26,7 @@ def loft(rings: ArrayLike, cap: bool = True, closed: bool = False) -> Trimesh:
     i, j = np.meshgrid(np.arange(m if closed else m - 1), np.arange(k), indexing="ij")
     here, right = i * k + j, i * k + (j + 1) % k
     up, diagonal = (i + 1) % m * k + j, (i + 1) % m * k + (j + 1) % k
-    faces = [
-        np.stack([here, right, diagonal], -1).reshape(-1, 3),
-        np.stack([here, diagonal, up], -1).reshape(-1, 3),
-    ]
+    faces = [np.stack(corners, -1).reshape(-1, 3) for corners in ((here, right, diagonal), (here, diagonal, up))]
     vertices = rings.reshape(-1, 3)
     if cap and not closed:
         vertices = np.concatenate([vertices, rings[0].mean(0)[None], rings[-1].mean(0)[None]])
@@ -59,15 +56,8 @@ def superellipsoid(radii: ArrayLike, centre: ArrayLike = (0, 0, 0), power: float
     """|x/a|^p + |y/b|^p + |z/c|^p = 1: an ellipsoid at power 2, a cushion near 4, a rounded box near 8."""
     latitude = np.linspace(-np.pi / 2, np.pi / 2, sections // 2 + 1)[:, None]
     longitude = np.linspace(0, 2 * np.pi, sections, endpoint=False)[None]
-    shape = (len(latitude), sections)
-    direction = np.stack(
-        [
-            np.cos(latitude) * np.cos(longitude),
-            np.cos(latitude) * np.sin(longitude),
-            np.broadcast_to(np.sin(latitude), shape),
-        ],
-        -1,
-    )
+    x, y, z = np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)
+    direction = np.stack(np.broadcast_arrays(x, y, z), -1)
     direction = np.sign(direction) * np.abs(direction) ** (2 / power)
     return loft(direction * np.asarray(radii, float) + np.asarray(centre, float), cap=False)
 
@@ -127,13 +117,10 @@ def prism(outline: ArrayLike, height: float, centre: ArrayLike = (0, 0, 0)) -> T
     x, y = outline.T
     if np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)) < 0:
         outline = outline[::-1]
-    flat = np.zeros((2, len(outline), 3))
-    flat[..., :2] = outline
-    flat[0, :, 2], flat[1, :, 2] = -height / 2, height / 2
-    sides = loft(flat, cap=False)
+    low, high = (np.insert(outline, 2, z, axis=1) for z in (-height / 2, height / 2))
     cap = ears(outline)
-    bottom, top = Trimesh(flat[0], cap[:, ::-1], process=False), Trimesh(flat[1], cap, process=False)
-    mesh = joined([sides, bottom, top])
+    bottom, top = Trimesh(low, cap[:, ::-1], process=False), Trimesh(high, cap, process=False)
+    mesh = joined([loft([low, high], cap=False), bottom, top])
     mesh.merge_vertices()
     return mesh.apply_translation(np.asarray(centre, float))
 
@@ -185,9 +172,13 @@ def moved(mesh: Trimesh, translation: ArrayLike = (0, 0, 0), rotate: np.ndarray 
 
 def joined(meshes: Sequence[Trimesh]) -> Trimesh:
     """Several meshes as one."""
-    offsets = np.cumsum([0, *(len(mesh.vertices) for mesh in meshes)])
-    faces = [mesh.faces + offset for mesh, offset in zip(meshes, offsets, strict=False)]
-    return Trimesh(np.concatenate([mesh.vertices for mesh in meshes]), np.concatenate(faces), process=False)
+    vertices, faces = trimesh.util.append_faces([m.vertices for m in meshes], [m.faces for m in meshes])
+    return Trimesh(vertices, faces, process=False)
+
+
+def upright(points: ArrayLike) -> np.ndarray:
+    """Points [N, 2] of the (x, z) plane in space: [N, 3], y = 0."""
+    return np.insert(np.asarray(points, float), 1, 0, axis=1)
 
 
 def pair(mesh: Trimesh) -> list[Trimesh]:

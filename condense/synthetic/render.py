@@ -20,6 +20,8 @@ from embreex.rtcore_scene import EmbreeScene
 from condense.cameras import Cameras
 from condense.synthetic.texture import Colour, Texture
 
+Background = Callable[[np.ndarray], np.ndarray]
+
 # Fixed directions that probe how open the sky is above a point (Z up).
 SKY = np.array([[0.6, 0.2, 0.77], [-0.2, 0.6, 0.77], [-0.6, -0.2, 0.77], [0.2, -0.6, 0.77], [0.0, 0.0, 1.0]])
 CREASE = np.cos(np.radians(40))  # faces that meet at a sharper angle keep a hard edge
@@ -69,23 +71,18 @@ class Rendering:
     coverage: np.ndarray
     depth: np.ndarray
 
-    @property
-    def mask(self) -> np.ndarray:
-        """Bool [V, H, W]: pixels of the object, those with a label."""
-        return self.labels[..., 0] > 0
-
 
 class Scene:
     """Parts gathered for ray casting."""
 
     def __init__(self, parts: Sequence[Part]):
         self.parts = list(parts)
-        corners = np.concatenate([part.mesh.triangles for part in parts])  # [F, 3, 3]
+        self.corners = np.concatenate([part.mesh.triangles for part in parts])  # [F, 3, 3]
         self.part_of_face = np.repeat(np.arange(len(parts)), [len(part.mesh.faces) for part in parts])
         self.normals = np.concatenate([corner_normals(part.mesh) for part in parts])  # [F, 3, 3]
         self.embree = EmbreeScene()
-        TriangleMesh(self.embree, np.ascontiguousarray(corners, dtype=np.float32))
-        self.scale = float(np.ptp(corners.reshape(-1, 3), axis=0).max())
+        TriangleMesh(self.embree, np.ascontiguousarray(self.corners, dtype=np.float32))
+        self.scale = float(np.ptp(self.corners.reshape(-1, 3), axis=0).max())
 
     def blocked(self, points: np.ndarray, direction: np.ndarray, reach: float) -> np.ndarray:
         """Bool [N]: whether something lies on points [N, 3] + (0 to `reach`) * `direction` ([3] or [N, 3])."""
@@ -130,11 +127,7 @@ class Scene:
 
 
 def render(
-    parts: Sequence[Part],
-    cameras: Cameras,
-    light: Light,
-    background: Callable[[np.ndarray], np.ndarray],
-    supersample: int = 2,
+    parts: Sequence[Part], cameras: Cameras, light: Light, background: Background, supersample: int = 2
 ) -> Rendering:
     """Renders the parts for every camera (all views of one size).
 
@@ -146,25 +139,15 @@ def render(
         supersample: rays along each side of a pixel.
     """
     scene = Scene(parts)
-    width, height = (int(size) for size in cameras.sizes[0])
-    views = [
-        _render_view(scene, cameras, v, height, width, light, background, supersample) for v in range(len(cameras))
-    ]
+    views = [_render_view(scene, cameras, v, light, background, supersample) for v in range(len(cameras))]
     return Rendering(*(np.stack(channel) for channel in zip(*views, strict=True)))
 
 
 def _render_view(
-    scene: Scene,
-    cameras: Cameras,
-    view: int,
-    height: int,
-    width: int,
-    light: Light,
-    background: Callable[[np.ndarray], np.ndarray],
-    supersample: int,
+    scene: Scene, cameras: Cameras, view: int, light: Light, background: Background, s: int
 ) -> tuple[np.ndarray, ...]:
-    """One view: image, labels, coverage, depth."""
-    s = supersample
+    """One view, by s * s rays a pixel: image, labels, coverage, depth."""
+    width, height = (int(size) for size in cameras.sizes[view])
     rays = [ray.numpy() for ray in cameras.grid_rays(view, height * s, width * s)]
     origins, directions = (np.ascontiguousarray(ray, dtype=np.float32) for ray in rays)
     part, distance, normal = scene.cast(origins, directions)
@@ -188,12 +171,8 @@ def _render_view(
     labels = np.concatenate([winner // 256, winner % 256, winner * 0], -1).astype(np.uint8)
     same = code == winner
     depth = (per_pixel(z) * same).sum(-1) / same.sum(-1)
-    return (
-        (image * 255 + 0.5).astype(np.uint8),
-        labels,
-        np.asarray(per_pixel(hit).mean(-1), np.float32),
-        np.asarray(depth, np.float32),
-    )
+    coverage = per_pixel(hit).mean(-1)
+    return (image * 255 + 0.5).astype(np.uint8), labels, coverage.astype(np.float32), depth.astype(np.float32)
 
 
 def corner_normals(mesh: trimesh.Trimesh) -> np.ndarray:
@@ -222,18 +201,17 @@ def seen_points(parts: Sequence[Part], cameras: Cameras, count: int, seed: int) 
     """
     rng = np.random.default_rng(seed)
     scene, draws = Scene(parts), 4 * count
-    corners = np.concatenate([part.mesh.triangles for part in parts])
     edges = np.cumsum(np.concatenate([part.mesh.area_faces for part in parts]))
     face = np.searchsorted(edges, edges[-1] * (np.arange(draws) + rng.random(draws)) / draws).clip(max=len(edges) - 1)
     u, v = rng.random((2, draws, 1))
     u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
-    points = (1 - u - v) * corners[face, 0] + u * corners[face, 1] + v * corners[face, 2]
+    corner = scene.corners[face]
+    points = (1 - u - v) * corner[:, 0] + u * corner[:, 1] + v * corner[:, 2]
     seen = np.zeros(draws, bool)
     for eye in cameras.centres.numpy():
         ray = eye - points
         seen |= ~scene.blocked(points + 2e-3 * ray, ray, 0.99)
-    chosen = rng.permutation(np.flatnonzero(seen))
-    chosen = np.resize(chosen, count)
+    chosen = np.resize(rng.permutation(np.flatnonzero(seen)), count)
     points, face = points[chosen], face[chosen]
     part = scene.part_of_face[face]
     normals = np.concatenate([p.mesh.face_normals for p in parts])[face]

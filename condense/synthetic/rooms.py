@@ -72,8 +72,8 @@ class Room:
         self.parts += thing.placed(T, ROOM_LABELS.index(thing.kind) + 1, number)
         return True
 
-    def against_wall(self, dice: Dice, thing: Thing, scale: float = 1.0) -> bool:
-        """Sets a thing with its back to one of the two walls, at a free place."""
+    def against_wall(self, dice: Dice, thing: Thing, scale: float = 1.0) -> None:
+        """Sets a thing with its back to one of the two walls, at a free place if one is found."""
         half = (thing.bounds[1] - thing.bounds[0])[:2] / 2 * scale
         for _ in range(20):
             side = dice.pick(0, 1)
@@ -83,16 +83,14 @@ class Room:
             along, gap = dice.u(-reach, reach), -self.size[side] / 2 + half[0] + 0.06
             x, y = (gap, along) if side == 0 else (along, gap)
             if self.put(thing, x, y, yaw=90.0 * side, scale=scale):
-                return True
-        return False
+                return
 
-    def anywhere(self, dice: Dice, thing: Thing, scale: float = 1.0) -> bool:
-        """Sets a thing at a free place of the floor."""
+    def anywhere(self, dice: Dice, thing: Thing) -> None:
+        """Sets a thing at a free place of the floor if one is found."""
         for _ in range(30):
             x, y = (dice.u(-0.45, 0.45) * s for s in self.size[:2])
-            if self.put(thing, x, y, dice.u(0, 360), scale=scale):
-                return True
-        return False
+            if self.put(thing, x, y, dice.u(0, 360)):
+                return
 
 
 def furnish(dice: Dice) -> Room:
@@ -128,11 +126,8 @@ def _shell(dice: Dice, room: Room) -> None:
     paints = Paints(dice)
     room.surface("floor", solid.box((length, width, 0.06), (0, 0, -0.03)), paints.new(0.6))
     paper = paints.new(0.3)
-    for name, size, centre in (
-        ("wall", (0.06, width, height), (-length / 2 - 0.03, 0, height / 2)),
-        ("wall", (length + 0.06, 0.06, height), (-0.03, -width / 2 - 0.03, height / 2)),
-    ):
-        room.surface(name, solid.box(size, centre), paper)
+    room.surface("wall", solid.box((0.06, width, height), (-length / 2 - 0.03, 0, height / 2)), paper)
+    room.surface("wall", solid.box((length + 0.06, 0.06, height), (-0.03, -width / 2 - 0.03, height / 2)), paper)
     hung = ["window", dice.pick("door", "picture", "window")]
     for side, name in enumerate(hung if dice.chance(0.5) else hung[::-1]):
         span = width if side == 0 else length

@@ -71,7 +71,5 @@ def around(dice: Dice, parts: Sequence[Part], views: int, size: int) -> Cameras:
     cameras = pinhole(1.0, eyes, dice.rng.uniform(-0.02, 0.02, (views, 3)), size)
     points = torch.from_numpy(np.concatenate([part.mesh.vertices for part in parts])).float()
     reach = max(float((cameras.project(v, points)[0] - size / 2).abs().max()) for v in range(views))
-    focal = torch.tensor([0.48 * size / reach, 0.48 * size / reach, 1.0])
-    K = cameras.K.clone()
-    K[:, :2, :2] *= focal[:2]
-    return Cameras(K, cameras.T_world_from_camera, cameras.sizes)
+    cameras.K[:, :2, :2] *= 0.48 * size / reach
+    return cameras

@@ -1,28 +1,13 @@
-"""Procedural solid textures: each maps points of an object's frame to colours, with no view dependence.
-
-Every texture is a frozen dataclass called as `texture(points [N, 3]) -> rgb [N, 3]` in [0, 1]; `pattern` is the
-adjective a caption uses.
-"""
+"""Procedural solid textures: each maps points of an object's frame to colours, with no view dependence."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 
 Colour = tuple[float, float, float]
-
-
-class Texture(Protocol):
-    """A solid texture."""
-
-    @property
-    def pattern(self) -> str:
-        """The adjective a caption uses."""
-
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Colours [N, 3] in [0, 1] of points [N, 3] in the object's frame."""
 
 
 def value_noise(points: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -46,11 +31,6 @@ def _lattice(cell: np.ndarray, seed: int) -> np.ndarray:
     return (h ^ (h >> np.uint64(16))) / 2.0**32
 
 
-def _mix(a: Colour, b: Colour, amount: np.ndarray) -> np.ndarray:
-    """Colours [N, 3] from `a` (amount 0) to `b` (amount 1)."""
-    return np.asarray(a) + amount[:, None] * (np.asarray(b) - np.asarray(a))
-
-
 @dataclass(frozen=True)
 class Plain:
     """One colour."""
@@ -59,102 +39,104 @@ class Plain:
     pattern: ClassVar[str] = "plain"
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Colours of points."""
+        """Colours [N, 3] in [0, 1] of points [N, 3] in the object's frame."""
         return np.broadcast_to(np.asarray(self.colour), (len(points), 3)).copy()
 
 
 @dataclass(frozen=True)
-class Stripes:
-    """Bands of two colours across `axis`; a pair of bands is `period` long."""
+class Mixed:
+    """Two colours, mixed by an `_amount` that a subclass says; `pattern` is the adjective that a caption uses."""
 
     a: Colour
     b: Colour
+    pattern: ClassVar[str]
+
+    def _amount(self, points: np.ndarray) -> np.ndarray:
+        """How much of `b`, from 0 to 1, shows at points [N, 3]: [N]."""
+        raise NotImplementedError
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Colours [N, 3] in [0, 1] of points [N, 3] in the object's frame."""
+        a, b = np.asarray(self.a), np.asarray(self.b)
+        return a + self._amount(points)[:, None] * (b - a)
+
+
+@dataclass(frozen=True)
+class Stripes(Mixed):
+    """Bands across `axis`; a pair of bands is `period` long."""
+
     period: float = 0.2
     axis: tuple[float, float, float] = (0.0, 0.0, 1.0)
     pattern: ClassVar[str] = "striped"
 
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Colours of points."""
-        return _mix(self.a, self.b, (np.mod(points @ np.asarray(self.axis) / self.period + 0.13, 1) < 0.5) * 1.0)
+    def _amount(self, points: np.ndarray) -> np.ndarray:
+        return (np.mod(points @ np.asarray(self.axis) / self.period + 0.13, 1) < 0.5) * 1.0
 
 
 @dataclass(frozen=True)
-class Checks:
-    """Cubes of two colours in turn; a pair of cubes is `period` long."""
+class Checks(Mixed):
+    """Cubes of the colours in turn; a pair of cubes is `period` long."""
 
-    a: Colour
-    b: Colour
     period: float = 0.24
     pattern: ClassVar[str] = "checked"
 
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Colours of points."""
-        parity = np.floor(points / (self.period / 2) + 0.27).sum(axis=1) % 2
-        return _mix(self.a, self.b, parity)
+    def _amount(self, points: np.ndarray) -> np.ndarray:
+        return np.floor(points / (self.period / 2) + 0.27).sum(axis=1) % 2
 
 
 @dataclass(frozen=True)
-class Spots:
+class Spots(Mixed):
     """Balls of colour `b` on `a`, on a staggered lattice of `period`."""
 
-    a: Colour
-    b: Colour
     period: float = 0.22
     pattern: ClassVar[str] = "spotted"
 
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Colours of points."""
+    def _amount(self, points: np.ndarray) -> np.ndarray:
         near = np.full(len(points), np.inf)
         for shift in (0.0, 0.5):  # body-centred cubic lattice
             offset = np.mod(points / self.period + 0.31 + shift, 1) - 0.5
             near = np.minimum(near, (offset**2).sum(axis=1))
-        return _mix(self.a, self.b, (near < 0.33**2) * 1.0)
+        return (near < 0.33**2) * 1.0
 
 
 @dataclass(frozen=True)
-class Wood:
-    """Wavy growth rings about an axis beside the object, between two shades."""
+class Wood(Mixed):
+    """Wavy growth rings about an axis beside the object."""
 
-    a: Colour
-    b: Colour
     period: float = 0.14
     seed: int = 0
     pattern: ClassVar[str] = "wooden"
 
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Colours of points."""
+    def _amount(self, points: np.ndarray) -> np.ndarray:
         wobble = value_noise(points * (3.0, 3.0, 1.5), self.seed) * 0.12
         radius = np.hypot(points[:, 0] + 0.9, points[:, 1] * 0.6 + points[:, 2] * 0.8 + 0.7) + wobble
-        return _mix(self.a, self.b, 0.5 + 0.5 * np.sin(2 * np.pi * radius / self.period))
+        return 0.5 + 0.5 * np.sin(2 * np.pi * radius / self.period)
 
 
 @dataclass(frozen=True)
-class Gradient:
-    """A smooth passage from `a` to `b` along `axis`, from -`reach` to +`reach`."""
+class Gradient(Mixed):
+    """A smooth passage along `axis`, from -`reach` to +`reach`."""
 
-    a: Colour
-    b: Colour
     axis: tuple[float, float, float] = (0.0, 0.0, 1.0)
     reach: float = 0.4
     pattern: ClassVar[str] = "two-tone"
 
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Colours of points."""
-        return _mix(self.a, self.b, np.clip(points @ np.asarray(self.axis) / (2 * self.reach) + 0.5, 0, 1))
+    def _amount(self, points: np.ndarray) -> np.ndarray:
+        return np.clip(points @ np.asarray(self.axis) / (2 * self.reach) + 0.5, 0, 1)
 
 
 @dataclass(frozen=True)
-class Marble:
-    """Clouds of noise between two colours."""
+class Marble(Mixed):
+    """Clouds of noise."""
 
-    a: Colour
-    b: Colour
     period: float = 0.25
     seed: int = 0
     pattern: ClassVar[str] = "marbled"
 
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Colours of points."""
+    def _amount(self, points: np.ndarray) -> np.ndarray:
         scaled = points / self.period
         noise = (value_noise(scaled, self.seed) + 0.5 * value_noise(2.1 * scaled, self.seed + 1)) / 1.5
-        return _mix(self.a, self.b, np.clip((noise - 0.5) * 3 + 0.5, 0, 1))
+        return np.clip((noise - 0.5) * 3 + 0.5, 0, 1)
+
+
+Texture = Plain | Mixed

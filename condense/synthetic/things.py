@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ COLOURS: dict[str, Colour] = {
     "grey": (0.52, 0.53, 0.55),
     "black": (0.15, 0.15, 0.17),
 }
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 # Part names of all classes; a part's id is its place here, counted from 1. A leg is a leg on any class.
 PARTS = (
     *("seat", "back", "leg", "armrest", "top", "drawer", "base", "pillow", "mattress", "frame", "headboard"),
@@ -86,17 +87,16 @@ class Paints:
         self.dice = dice
         self.left: list[str] = []
 
-    def colour(self, among: Sequence[str] = ()) -> str:
+    def colour(self) -> str:
         """The next colour name."""
-        if among:
-            return self.dice.pick(*among)
         if not self.left:
             self.left = [str(name) for name in self.dice.rng.permutation(list(COLOURS))]
         return self.left.pop()
 
     def new(self, patterned: float = 0.45, among: Sequence[str] = ()) -> Material:
         """A material, patterned so often; with its first colour `among` some, if given."""
-        dice, first = self.dice, self.colour(among)
+        dice = self.dice
+        first = dice.pick(*among) if among else self.colour()
         a, gloss = shade_of(dice, first), dice.u(0.0, 0.25)
         if not dice.chance(patterned):
             return Material(tx.Plain(a), first, first, gloss)
@@ -108,18 +108,15 @@ class Paints:
         second = self.colour()
         b = shade_of(dice, second)
         axis = dice.pick((0.0, 0.0, 1.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.6, 0.0, 0.8))
-        pattern: Texture
-        if style == "stripes":
-            pattern = tx.Stripes(a, b, dice.u(0.12, 0.26), axis)
-        elif style == "checks":
-            pattern = tx.Checks(a, b, dice.u(0.18, 0.32))
-        elif style == "spots":
-            pattern = tx.Spots(a, b, dice.u(0.16, 0.26))
-        elif style == "gradient":
-            pattern = tx.Gradient(a, b, axis, dice.u(0.25, 0.45))
-        else:
-            pattern = tx.Marble(a, b, dice.u(0.2, 0.35), dice.whole(0, 99))
-        return Material(pattern, f"{first} and {second} {pattern.pattern}", first, gloss)
+        make: dict[str, Callable[[], Texture]] = {
+            "stripes": lambda: tx.Stripes(a, b, dice.u(0.12, 0.26), axis),
+            "checks": lambda: tx.Checks(a, b, dice.u(0.18, 0.32)),
+            "spots": lambda: tx.Spots(a, b, dice.u(0.16, 0.26)),
+            "gradient": lambda: tx.Gradient(a, b, axis, dice.u(0.25, 0.45)),
+            "marble": lambda: tx.Marble(a, b, dice.u(0.2, 0.35), dice.whole(0, 99)),
+        }
+        texture = make[style]()
+        return Material(texture, f"{first} and {second} {texture.pattern}", first, gloss)
 
     def like(self, other: Material, probability: float = 0.4, patterned: float = 0.3) -> Material:
         """The other material so often, else a new one."""
@@ -165,12 +162,12 @@ class Thing:
         each = np.array([piece.mesh.bounds for piece in self.pieces])
         return np.stack([each[:, 0].min(0), each[:, 1].max(0)])
 
-    def unit_frame(self, yaw: float = 0.0, size: float = 0.96) -> np.ndarray:
-        """[4, 4] T_unit_from_object: turned by `yaw` degrees, centred, longest side of the box = `size`."""
+    def unit_frame(self, yaw: float = 0.0) -> np.ndarray:
+        """[4, 4] T_unit_from_object: turned by `yaw` degrees, centred, longest side of the box = 0.96."""
         T = solid.rotation((0, 0, 1), yaw)
         points = np.concatenate([piece.mesh.vertices for piece in self.pieces]) @ T[:3, :3].T
         low, high = points.min(0), points.max(0)
-        scale = size / (high - low).max()
+        scale = 0.96 / (high - low).max()
         T[:3, :3] *= scale
         T[:3, 3] = -scale * (low + high) / 2
         return T

@@ -8,7 +8,7 @@ image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -121,9 +121,9 @@ def compose(rng: np.random.Generator, room: bool) -> Stage:
         T[:3, :3] *= scale
         bottom = min(mesh.bounds[0, 2] for region in regions for mesh in region.meshes) * scale
         T[:3, 3] = x * width, y * width, -bottom
-        placed = [[mesh.apply_transform(T) for mesh in region.meshes] for region in regions]
-        moved = [Region(m, r.kind, r.role, r.size * scale) for m, r in zip(placed, regions, strict=True)]
-        stage.add(moved, rng, len(stage.parts) + 1)
+        for mesh in (mesh for region in regions for mesh in region.meshes):
+            mesh.apply_transform(T)
+        stage.add([replace(region, size=region.size * scale) for region in regions], rng, len(stage.parts) + 1)
     return stage
 
 
@@ -138,7 +138,7 @@ def cameras_about(rng: np.random.Generator, views: int, parts: list[Part], room:
     flat = np.sqrt(1 - rise**2)
     eyes = np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), rise], -1) * distance[:, None] + target
     poses = look_at(torch.from_numpy(eyes), torch.from_numpy(target)).float()
-    centred = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]]).repeat(views, 1, 1)
+    centred = torch.eye(3).repeat(views, 1, 1)
     cameras = Cameras(centred, poses, torch.full((views, 2), SIDE))
     focal = SIDE * rng.uniform(0.9, 1.3, views)
     if not room:
@@ -219,9 +219,8 @@ def _facing(points: np.ndarray, eyes: np.ndarray) -> np.ndarray:
     normal *= np.sign(np.sum(normal * view, -1, keepdims=True))
     level = view[..., :2] / np.maximum(np.linalg.norm(view[..., :2], axis=-1, keepdims=True), 1e-9)
     frontal = np.sum(normal[..., :2] * level, -1)
-    return np.where(normal[..., 2] > 0.7, 0, np.where(normal[..., 2] < -0.7, 1, np.where(frontal > 0.7, 2, 3))).astype(
-        np.uint8
-    )
+    cases = [normal[..., 2] > 0.7, normal[..., 2] < -0.7, frontal > 0.7]
+    return np.select(cases, [0, 1, 2], 3).astype(np.uint8)
 
 
 def make_universe(scenes: int, views: int, rooms: float, seed: int, processes: int) -> Views:

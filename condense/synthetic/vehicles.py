@@ -7,19 +7,20 @@ from trimesh import Trimesh
 
 from condense.synthetic import primitives as solid
 from condense.synthetic.primitives import pair
-from condense.synthetic.things import Dice, Material, Paints, Thing
+from condense.synthetic.things import NUMBERS, Dice, Material, Paints, Thing
 
+Point = tuple[float, float]
 GLASS = ("black", "blue", "grey", "white", "teal")
 BEAM = ("yellow", "white", "red", "orange")
 
 
-def _side_view(outline: list[tuple[float, float]], width: float) -> Trimesh:
+def _side_view(outline: list[Point], width: float) -> Trimesh:
     """An outline in (x, z) extruded along y."""
     upright = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
     return solid.moved(solid.prism(outline, width), rotate=upright)
 
 
-def _cabin(bottom: tuple[float, float], top: tuple[float, float], low: float, high: float, width: float) -> Trimesh:
+def _cabin(bottom: Point, top: Point, low: float, high: float, width: float) -> Trimesh:
     """A greenhouse: a rectangle x0..x1 at the bottom that narrows to one at the top."""
     rings = []
     for (x0, x1), z, half in ((bottom, low, width / 2), (top, high, 0.82 * width / 2)):
@@ -29,15 +30,13 @@ def _cabin(bottom: tuple[float, float], top: tuple[float, float], low: float, hi
 
 def _wheels(axles: list[float], radius: float, track: float, thick: float) -> list[Trimesh]:
     """A pair of wheels on each axle, standing on z = 0."""
-    wheels = []
-    for x in axles:
-        wheels += pair(solid.frustum((x, (track - thick) / 2, radius), (x, (track + thick) / 2, radius), radius))
-    return wheels
+    near, far = (track - thick) / 2, (track + thick) / 2
+    return [wheel for x in axles for wheel in pair(solid.frustum((x, near, radius), (x, far, radius), radius))]
 
 
-def _hubs(thing: Thing, paints: Paints, axles: list[float], radius: float, track: float, count: str) -> None:
+def _hubs(thing: Thing, paints: Paints, axles: list[float], radius: float, track: float) -> None:
     """Wheels with hubs of a second colour."""
-    thing.add("wheel", _wheels(axles, radius, track, 0.2), paints.new(0.05), f"{count} {{}} wheels")
+    thing.add("wheel", _wheels(axles, radius, track, 0.2), paints.new(0.05), f"{NUMBERS[2 * len(axles)]} {{}} wheels")
     thing.add("wheel", _wheels(axles, 0.5 * radius, track, 0.23), paints.new(0.0))
 
 
@@ -74,7 +73,7 @@ def car(dice: Dice) -> Thing:
     else:
         slab = solid.box(((d - c) * x + 0.05, 0.8 * width, 0.05), ((c + d) / 2 * x, 0, roof + 0.01), 0.02)
         thing.add("roof", slab, paints.like(paint, 0.6), "a {} roof")
-    _hubs(thing, paints, [-0.58 * x, 0.6 * x], radius, width - 0.06, "four")
+    _hubs(thing, paints, [-0.58 * x, 0.6 * x], radius, width - 0.06)
     lamps = pair(solid.ellipsoid((0.05, 0.08, 0.06), (x - 0.02, 0.34 * width, nose_z - 0.08), 12))
     thing.add("light", lamps, paints.new(0.0, BEAM), "two {} headlights")
     if style in ("sports", "saloon") and dice.chance(0.45):
@@ -132,17 +131,15 @@ def truck(dice: Dice) -> Thing:
     side = solid.box((0.45 * cab, 0.99 * width, 0.24), (front - (0.68 if nose else 0.5) * cab, 0, floor + tall - 0.22))
     thing.add("window", [pane, side], glass, "{} windows")
     axles = [front - 0.5 * cab, back + 0.35, *([back + 0.35 + 2.3 * radius] if dice.chance(0.6) else [])]
-    _hubs(thing, paints, axles, radius, width - 0.1, "six" if len(axles) == 3 else "four")
+    _hubs(thing, paints, axles, radius, width - 0.1)
     lamps = pair(solid.ellipsoid((0.04, 0.07, 0.07), (front, 0.36 * width, floor), 10))
     thing.add("light", lamps, paints.new(0.0, BEAM), "two {} headlights")
     thing.adjectives.append({"box": "delivery", "tank": "tanker", "flat bed": "flatbed", "tipper": "dump"}[load])
     return thing
 
 
-def _plane_wing(
-    root: tuple[float, float], sweep: float, span: float, chord: tuple[float, float], lift: float
-) -> list[Trimesh]:
-    """A pair of flat tapered wings from (x, z) at the root."""
+def _wings(root: Point, sweep: float, span: float, chord: Point, lift: float) -> list[Trimesh]:
+    """A pair of flat tapered wings from (x, z) at the root; `chord` is their depth at root and tip."""
     rings = []
     for share, c in ((0.0, chord[0]), (1.0, chord[1])):
         x, y, z = root[0] - share * sweep, share * span, root[1] + share * lift
@@ -169,7 +166,7 @@ def aeroplane(dice: Dice) -> Thing:
     size = np.array([0.1, 0.5, 0.85, 1, 1, 0.65, 0.3, 0.15]) * r
     rise = np.array([-0.02, -0.01, 0, 0, 0, 0.04, 0.08, 0.09])
     paint = paints.new(0.5)
-    thing.add("fuselage", solid.tube(np.stack([x, 0 * x, rise], -1), size, 18), paint, "a {} fuselage")
+    thing.add("fuselage", solid.tube(solid.upright(np.stack([x, rise], -1)), size, 18), paint, "a {} fuselage")
     sweep = dice.u(0.3, 0.6) if style == "jet" else dice.u(-0.02, 0.1)
     span, chord = dice.u(0.8, 1.1), dice.u(0.34, 0.46)
     tip = chord * (dice.u(0.35, 0.55) if style == "jet" else dice.u(0.7, 0.95))
@@ -178,17 +175,17 @@ def aeroplane(dice: Dice) -> Thing:
     level = 0.7 * r if high else -0.6 * r
     lift = dice.u(0.0, 0.12)
     words = "swept {} wings" if style == "jet" else "straight {} wings"
-    wings = _plane_wing((0.2, level), sweep, span, (chord, tip), lift)
+    wings = _wings((0.2, level), sweep, span, (chord, tip), lift)
     if style == "biplane":
         level, gap = -0.6 * r, 3.0 * r
-        wings = _plane_wing((0.25, level), 0.0, span, (chord, tip), 0.02)
-        wings += _plane_wing((0.3, level + gap), 0.0, span, (chord, tip), 0.02)
+        wings = _wings((0.25, level), 0.0, span, (chord, tip), 0.02)
+        wings += _wings((0.3, level + gap), 0.0, span, (chord, tip), 0.02)
         for at in (0.2, 0.38):
             wings += pair(solid.frustum((at, 0.6 * span, level), (at, 0.6 * span, level + gap), 0.02, sections=6))
         words = "two pairs of {} wings"
     thing.add("wing", wings, colour, words)
     fin = [(-0.62, 0.05), (-0.8, 0.46), (-1.02, 0.46), (-0.96, 0.05)]
-    tailplane = _plane_wing((-0.84, 0.1 if dice.chance(0.7) else 0.42), 0.12, dice.u(0.3, 0.4), (0.24, 0.15), 0.0)
+    tailplane = _wings((-0.84, 0.1 if dice.chance(0.7) else 0.42), 0.12, dice.u(0.3, 0.4), (0.24, 0.15), 0.0)
     thing.add("tail", [_side_view(fin, 0.045), *tailplane], paints.like(colour, 0.4), "a {} tail")
     cockpit = solid.ellipsoid((0.17, 0.65 * r, 0.55 * r), (0.66 * length / 2, 0, 0.68 * r))
     thing.add("window", cockpit, paints.new(0.0, GLASS), "a {} cockpit window")
@@ -199,7 +196,7 @@ def aeroplane(dice: Dice) -> Thing:
             pod = np.array([0.28 - share * sweep, share * span, level + share * lift - 0.1])
             path = [pod + np.array([shift, 0, 0]) for shift in (0.15, 0.05, -0.16)]
             pods += pair(solid.tube(np.stack(path), [0.07, 0.085, 0.05], 14))
-        thing.add("engine", pods, paints.new(0.1), f"{('two', 'four')[len(stations) - 1]} {{}} jet engines")
+        thing.add("engine", pods, paints.new(0.1), f"{NUMBERS[2 * len(stations)]} {{}} jet engines")
     else:
         blades = _blades(np.array([1.03, 0, -0.02]), 0, dice.u(0.28, 0.36), dice.whole(2, 4), 0.07, dice.u(0, 90))
         blades.append(solid.frustum((0.97, 0, -0.02), (1.1, 0, -0.02), 0.06, 0.0))
@@ -222,7 +219,7 @@ def helicopter(dice: Dice) -> Thing:
     tail = -long - dice.u(0.45, 0.7)
     boom = solid.tube([(-0.6 * long, 0, 0.1), (tail, 0, 0.2)], [0.13, 0.05], 12)
     fin = [(tail + 0.12, 0.15), (tail - 0.02, 0.45), (tail - 0.14, 0.45), (tail - 0.06, 0.12)]
-    planes = _plane_wing((tail + 0.2, 0.19), 0.0, 0.24, (0.16, 0.12), 0.0)
+    planes = _wings((tail + 0.2, 0.19), 0.0, 0.24, (0.16, 0.12), 0.0)
     thing.add("tail", [boom, _side_view(fin, 0.05), *planes], paints.like(paint, 0.5), "a long {} tail boom")
     nose = solid.superellipsoid((0.55 * long, 0.93 * wide, 0.62 * high), (0.5 * long, 0, 0.22 * high), power)
     thing.add("window", nose, paints.new(0.0, GLASS), "a {} nose window")
@@ -231,8 +228,7 @@ def helicopter(dice: Dice) -> Thing:
     sweep = _blades(hub, 2, dice.u(0.62, 0.82), blades, 0.1, dice.u(0, 90))
     rotor = [*sweep, solid.frustum((0, 0, 0.8 * high), np.add(hub, (0, 0, 0.03)), 0.045)]
     small = [solid.box(size, (tail - 0.05, 0.07, 0.32)) for size in ((0.05, 0.02, 0.4), (0.4, 0.02, 0.05))]
-    count = ("two", "three", "four", "five")[blades - 2]
-    thing.add("rotor", [*rotor, *small], paints.new(0.15), f"a {{}} rotor with {count} blades")
+    thing.add("rotor", [*rotor, *small], paints.new(0.15), f"a {{}} rotor with {NUMBERS[blades]} blades")
     ground = -high - 0.16
     if dice.chance(0.65):
         runner = [(-0.5 * long - 0.1, wide, ground), (0.6 * long, wide, ground)]
@@ -266,16 +262,14 @@ def _hull(length: float, width: float, depth: float, sheer: float) -> tuple[Trim
     return hull, solid.loft(np.stack([low, outline]))
 
 
-def _sail(corners: list[tuple[float, float]], belly: float) -> Trimesh:
+def _sail(corners: list[Point], belly: float) -> Trimesh:
     """A triangular sail in (x, z) that bellies out along y."""
     (a, b, c), steps = np.array(corners), np.linspace(0, 1, 8)
-    rings = []
+    rings, u = [], np.linspace(0, 1, 7)
     for t in steps:
         left, right = a + t * (c - a), b + t * (c - b)
-        u = np.linspace(0, 1, 7)[:, None]
-        line = left + u * (right - left)
-        bulge = belly * np.sin(np.pi * u[:, 0]) * (1 - t) + 0.02
-        front = np.stack([line[:, 0], bulge, line[:, 1]], -1)
+        line = left + u[:, None] * (right - left)
+        front = np.insert(line, 1, belly * np.sin(np.pi * u) * (1 - t) + 0.02, axis=1)
         rings.append(np.concatenate([front, (front - [0, 0.03, 0])[::-1]]))
     return solid.loft(np.stack(rings))
 

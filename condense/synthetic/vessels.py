@@ -6,7 +6,7 @@ import numpy as np
 from trimesh import Trimesh
 
 from condense.synthetic import primitives as solid
-from condense.synthetic.things import Dice, Paints, Thing
+from condense.synthetic.things import NUMBERS, Dice, Paints, Thing
 
 
 def _hollow(outline: np.ndarray, wall: float, floor: float) -> np.ndarray:
@@ -43,18 +43,14 @@ def mug(dice: Dice) -> Thing:
         loop[:, 0] += (0.12 * reach * loop[:, 1] / half) if form == "ear-shaped" else 0
     root = np.interp(middle + loop[:, 1], height * z, wide * bulge) - 0.03
     root = np.minimum(root.min() + 0.02, root)
-    path = np.stack([root + loop[:, 0] + 0.02, 0 * root, middle + loop[:, 1]], -1)
+    path = solid.upright(np.stack([root + loop[:, 0] + 0.02, middle + loop[:, 1]], -1))
     thing.add("handle", solid.tube(path, dice.u(0.045, 0.075)), paints.like(clay, 0.35), f"a {{}} {form} handle")
     if dice.chance(0.5):
         level = dice.u(0.72, 0.9)
         inner = float(np.interp(level, z, wide * bulge)) - 0.05
         drink = paints.new(0, ("brown", "black", "orange", "white", "green"))
-        thing.add(
-            "drink",
-            solid.lathe([(0, level - 0.04), (inner, level - 0.04), (inner, level), (0, level)]),
-            drink,
-            "{} drink inside",
-        )
+        disc = solid.lathe([(0, level - 0.04), (inner, level - 0.04), (inner, level), (0, level)])
+        thing.add("drink", disc, drink, "{} drink inside")
     if dice.chance(0.35):
         plate = [(0.3, -0.07), (0.62, -0.06), (0.85, 0.04), (0.85, 0.07), (0.6, 0), (0, 0)]
         thing.add("saucer", solid.lathe(plate), paints.like(clay, 0.4), "a {} saucer")
@@ -83,29 +79,21 @@ def bottle(dice: Dice) -> Thing:
     else:
         side = np.concatenate([[(0.85 * wide, 0), (wide, 0.04)], slope])
     glass = paints.new(0.5)
-    body = solid.lathe(
-        np.concatenate([[[0, side[0, 1]]], side, [[0, side[-1, 1]]]]), sections=4 if style == "square" else 32
-    )
+    around = 4 if style == "square" else 32
+    body = solid.lathe([(0, side[0, 1]), *side, (0, side[-1, 1])], sections=around)
     thing.add("body", body, glass, f"a {{}} {style} body")
     start = side[-1, 1] - 0.02
     throat = [(0, start), (neck, start), (neck, top - 0.04), (1.25 * neck, top - 0.035), (1.25 * neck, top), (0, top)]
-    thing.add(
-        "neck",
-        solid.lathe(throat),
-        paints.like(glass, 0.5, 0.1),
-        "a long {} neck" if top - start > 0.3 else "a short {} neck",
-    )
+    words = "a long {} neck" if top - start > 0.3 else "a short {} neck"
+    thing.add("neck", solid.lathe(throat), paints.like(glass, 0.5, 0.1), words)
     if dice.chance(0.75):
         cork = dice.chance(0.4)
         stopper = solid.frustum((0, 0, top - 0.02), (0, 0, top + dice.u(0.05, 0.1)), (0.85 if cork else 1.35) * neck)
         thing.add("cap", stopper, paints.new(0.1), "a {} cork" if cork else "a {} cap")
     if style != "bulbous" and dice.chance(0.65):
         low, high = dice.u(0.1, 0.18), shoulder - dice.u(0.03, 0.1)
-        band = solid.lathe(
-            [(0.9 * wide, low), (1.02 * wide, low), (1.02 * wide, high), (0.9 * wide, high)],
-            sections=4 if style == "square" else 32,
-        )
-        thing.add("label", band, paints.new(0.4), "a {} label")
+        band = [(0.9 * wide, low), (1.02 * wide, low), (1.02 * wide, high), (0.9 * wide, high)]
+        thing.add("label", solid.lathe(band, sections=around), paints.new(0.4), "a {} label")
     thing.adjectives.append("slender" if wide < 0.15 else "stout" if wide > 0.21 else "ordinary")
     return thing
 
@@ -129,35 +117,24 @@ def teapot(dice: Dice) -> Thing:
     reach = dice.u(0.28, 0.42)
     foot = float(np.interp(0.35 * tall, tall * z, outline[:, 0])) - 0.06
     rise = dice.u(0.85, 1.05) * tall
-    path = np.array(
-        [
-            (foot, 0.32 * tall),
-            (foot + 0.5 * reach, 0.42 * tall),
-            (foot + 0.65 * reach, 0.7 * rise),
-            (foot + reach, rise),
-        ]
-    )
-    spout = solid.tube(np.insert(path, 1, 0, 1), [0.11, 0.085, 0.06, 0.045])
+    heights = [0.32 * tall, 0.42 * tall, 0.7 * rise, rise]
+    path = np.stack([foot + reach * np.array([0, 0.5, 0.65, 1]), heights], -1)
+    spout = solid.tube(solid.upright(path), [0.11, 0.085, 0.06, 0.045])
     thing.add("spout", spout, paints.like(clay, 0.6), "a curved {} spout")
     metal = paints.like(clay, 0.3)
     if dice.chance(0.6):
         middle, half = 0.52 * tall, dice.u(0.28, 0.36) * tall
         root = float(np.interp(middle, tall * z, outline[:, 0])) - 0.1
         loop = solid.arc(80, 280, (dice.u(0.28, 0.36), half), 15)
-        bow = np.stack([loop[:, 0] - root, 0 * loop[:, 0], loop[:, 1] + middle], -1)
-        thing.add("handle", solid.tube(bow, 0.05), metal, "a {} handle at the side")
+        at, thick, words = (-root, middle), 0.05, "a {} handle at the side"
     else:
         loop = solid.arc(0, 180, (0.72 * wide, dice.u(0.4, 0.55)), 15)
-        bow = np.stack([loop[:, 0], 0 * loop[:, 0], loop[:, 1] + 0.72 * tall], -1)
-        thing.add("handle", solid.tube(bow, 0.04), metal, "a {} handle over the top")
+        at, thick, words = (0.0, 0.72 * tall), 0.04, "a {} handle over the top"
+    thing.add("handle", solid.tube(solid.upright(loop + np.array(at)), thick), metal, words)
     brim = max(float(outline[-1, 0]), 0.5 * wide)
     lid = solid.lathe([(0, 0), *(solid.arc(0, 80, (brim, 0.14), 7))], (0, 0, tall - 0.03))
-    thing.add(
-        "lid",
-        [lid, solid.ellipsoid((0.06, 0.06, 0.06), (0, 0, tall + 0.15))],
-        paints.like(clay, 0.4),
-        "a {} lid with a knob",
-    )
+    knob = solid.ellipsoid((0.06, 0.06, 0.06), (0, 0, tall + 0.15))
+    thing.add("lid", [lid, knob], paints.like(clay, 0.4), "a {} lid with a knob")
     thing.adjectives.append("big-bellied" if wide > 0.45 else "slim" if wide < 0.41 else "ordinary")
     return thing
 
@@ -181,9 +158,8 @@ def plant(dice: Dice) -> Thing:
     rim, foot, tall = dice.u(0.2, 0.28), dice.u(0.13, 0.2), dice.u(0.26, 0.42)
     form = dice.pick("tapered", "round", "boxy")
     if form == "tapered":
-        pot = solid.lathe(
-            [(0, 0), (foot, 0), (rim, 0.8 * tall), (1.12 * rim, 0.8 * tall), (1.12 * rim, tall), (0, tall)]
-        )
+        lip = 1.12 * rim
+        pot = solid.lathe([(0, 0), (foot, 0), (rim, 0.8 * tall), (lip, 0.8 * tall), (lip, tall), (0, tall)])
     elif form == "round":
         side = np.add(solid.arc(-60, 50, (1.2 * rim, tall / 1.63), 12), (0, 0.53 * tall))
         pot = solid.lathe([(0, 0), *side, (0, tall)])
@@ -220,15 +196,13 @@ def plant(dice: Dice) -> Thing:
             tips.append(solid.ellipsoid((size, size, 0.7 * size), tip, 12))
         leaves = [_leaf(dice.u(0.25, 0.35), 0.07, a, 45, 70, top) for a in np.arange(5) * 1.26]
         thing.add("leaf", leaves, green, "{} leaves")
-        thing.add("flower", tips, bloom, f"{('three', 'four', 'five')[heads - 3]} {{}} flowers")
+        thing.add("flower", tips, bloom, f"{NUMBERS[heads]} {{}} flowers")
         thing.add("stem", stems, paints.like(green, 0.7), "thin {} stems")
     thing.add("pot", pot, paints.new(0.5), f"a {{}} {form} pot")
     if dice.chance(0.3):
         dish = solid.lathe([(0, -0.05), (1.2 * rim, -0.05), (1.45 * rim, 0.02), (0, 0.02)])
         thing.add("saucer", dish, paints.new(0.1), "a {} saucer")
-    thing.adjectives.append(
-        {"leafy": "leafy", "tree": "tree-like", "cactus": "prickly", "flowering": "flowering"}[style]
-    )
+    thing.adjectives.append({"tree": "tree-like", "cactus": "prickly"}.get(style, style))
     return thing
 
 

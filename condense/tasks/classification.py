@@ -14,22 +14,48 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from condense.backbone3d import load_net3d
 from condense.captures.folder import Folder
 from condense.links import load_links
-from condense.metrics import hits, interval, paired_difference
+from condense.metrics import confusion, hits, interval, paired_difference
+from condense.params import ClassificationParams
 from condense.tasks.descriptors import colour_histogram, describe, pool, shape_histogram
+from condense.tasks.finetune import finetune
 from condense.tasks.pointclouds import read_points, scene_of_points, without_colour
-from condense.tasks.probes import Labelled, Probe, Vectors, few_shot, linear_probe, nearest_neighbours
+from condense.tasks.probes import (
+    DRAWS,
+    Labelled,
+    Probe,
+    Vectors,
+    draw_shots,
+    few_shot,
+    linear_probe,
+    nearest_neighbours,
+)
 from condense.tasks.robustness import PERTURBATIONS, perturbed
 from condense.voxels import VoxelScene
 
 SHOTS = (1, 5, 10)
+FINETUNE_SHOTS = {"finetune_5_acc": 5, "finetune_all_acc": None}
 HELDOUT_SHOTS = (5,)
 RESOLUTION = 32  # of point clouds: voxels along the longest side
+PROBES = ("linear_probe_acc", "knn_acc", "few_shot_1_acc", "few_shot_5_acc", "few_shot_10_acc")
+MAIN = (*PROBES, *FINETUNE_SHOTS, "heldout_linear_probe_acc", "heldout_few_shot_5_acc")  # on fields
+ROBUST = {  # metric: what stands below it in a figure
+    "linear_probe_acc": "fields,\nclean",
+    "robust_colour_acc": "no\ncolour",
+    "linear_probe_acc_points": "points,\nclean",
+    "robust_rotation_acc": "tilted\n30 degrees",
+    "robust_noise_acc": "noise\n2 %",
+    "robust_drop_50_acc": "half the\npoints",
+    "robust_drop_80_acc": "a fifth",
+    "robust_cut_acc": "cut\nin half",
+    "robust_one_view_acc": "seen from\none side",
+}
 HAND_MADE = ("lift", "shape_histogram", "colour_histogram")  # methods without a network
 Hits = dict[str, NDArray[np.float64]]
 
@@ -179,11 +205,77 @@ def _of_points(descriptor: Descriptor, points: Sequence[Tensor], labelled: Label
     return found
 
 
-def jobs_of(
+def finetune_method(
+    method: str,
+    folder: Path,
+    sources: tuple[Source, ...],
+    labelled: Labelled,
+    seed: int,
+    number: int,
+    params: ClassificationParams,
+    evaluate: str = "test",
+) -> Hits:
+    """Fine-tunes one network on point clouds with few and with all labels. One job of `parallel_map`.
+
+    On point clouds, not on fields: they have a third of the voxels, and a network has more to learn there than where
+    it was pre-trained.
+
+    Args:
+        method: its name.
+        folder: of the network.
+        sources: the captures.
+        labelled: their classes.
+        seed: of the draws of labels and of the order of training.
+        number: of this network among its method's; each is tuned on another draw, the same for every method.
+        params: steps and learning rate.
+        evaluate: the split that is scored.
+
+    Returns:
+        {metric: [test captures] 1 where right}; {} without point clouds.
+    """
+    clouds, net3d = load_scenes(sources).points, load_net3d(folder)
+    if not clouds:
+        return {}
+    scenes = [scene_of_points(cloud, RESOLUTION) for cloud in clouds]
+    train, test = (labelled.rows(split, False) for split in ("train", evaluate))
+    names, place = np.unique(labelled.classes[train], return_inverse=True)
+    target = dict(zip(train.tolist(), torch.from_numpy(place), strict=True))
+    found: Hits = {}
+    for metric, shots in FINETUNE_SHOTS.items():
+        rows = train if shots is None else draw_shots(labelled.classes, train, shots, seed)[number % DRAWS]
+        how = (len(names), params.finetune_steps, params.finetune_batch, params.finetune_lr, seed + number, "scene")
+        model = finetune(net3d, [scenes[i] for i in rows], [target[int(i)] for i in rows], *how)
+        predicted = names[torch.stack(model.predict([scenes[i] for i in test])).numpy()]
+        found[metric] = hits(predicted, labelled.classes[test])
+    return found
+
+
+def finetune_jobs(
+    methods: Mapping[str, Sequence[Path]],
+    sources: tuple[Source, ...],
+    labelled: Labelled,
+    seed: int,
+    params: ClassificationParams,
+) -> list[tuple[Any, ...]]:
+    """The jobs of `finetune_method`; [] where nothing has a class."""
+    if not classifiable(labelled):
+        return []
+    numbered = [
+        (method, number, folder) for method, folders in methods.items() for number, folder in enumerate(folders)
+    ]
+    return [(method, folder, sources, labelled, seed, number, params) for method, number, folder in numbered]
+
+
+def classifiable(labelled: Labelled) -> bool:
+    """Whether every split has captures of classes that pre-training saw."""
+    return all(len(labelled.rows(split, False)) for split in ("train", "val", "test"))
+
+
+def probe_jobs(
     methods: Mapping[str, Sequence[Path]], sources: tuple[Source, ...], labelled: Labelled, seed: int
 ) -> list[tuple[Any, ...]]:
     """The jobs of `probe_method`, in the order of tables: networks, then HAND_MADE; [] where nothing has a class."""
-    if not all(len(labelled.rows(split, False)) for split in ("train", "val", "test")):
+    if not classifiable(labelled):
         return []
     found: dict[str, Sequence[Path | None]] = {**methods, **{method: [None] for method in HAND_MADE}}
     return [(method, folder, sources, labelled, seed) for method, folders in found.items() for folder in folders]
@@ -200,12 +292,15 @@ def by_method(jobs: Sequence[tuple[Any, ...]], results: Sequence[Any]) -> dict[s
 Rights = dict[str, Hits]  # {method: {metric: [seeds, (draws,) captures]}}
 
 
-def stack_hits(found: Mapping[str, Sequence[Hits]]) -> Rights:
-    """{method: {metric: hits of all seeds}}, a first axis of seeds added."""
-    return {
-        method: {metric: np.stack([seed[metric] for seed in seeds]) for metric in seeds[0]}
-        for method, seeds in found.items()
-    }
+def stack_hits(probed: Mapping[str, Sequence[Outcome]], tuned: Mapping[str, Sequence[Hits]]) -> Rights:
+    """{method: {metric: hits of all seeds}}, a first axis of seeds added, of probes and of fine-tuning."""
+    rights: Rights = {}
+    for method, outcomes in probed.items():
+        kinds = [[outcome.hits for outcome in outcomes], list(tuned.get(method, []))]
+        rights[method] = {
+            metric: np.stack([seed[metric] for seed in seeds]) for seeds in kinds if seeds for metric in seeds[0]
+        }
+    return rights
 
 
 def metrics_of(rights: Rights) -> dict[str, dict[str, dict[str, float | int | None]]]:
@@ -229,12 +324,40 @@ def paired_table(rights: Rights, of: str = "condense") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["metric", "method", "difference", "ci95", "p"])
 
 
-def confusion(outcomes: Sequence[Outcome], labelled: Labelled) -> tuple[NDArray[np.float64], list[str]]:
+def paired_view(table: pd.DataFrame) -> pd.DataFrame:
+    """The main metrics of `paired_table` to read: methods down, metrics across, percent and p in each cell."""
+    rows = table.to_dict("records")
+    cells = [f"{100 * r['difference']:+.1f} ± {100 * (r['ci95'] or 0.0):.1f} (p {r['p']:.3f})" for r in rows]
+    wide = table.assign(cell=cells).pivot(index="method", columns="metric", values="cell").fillna("–")
+    return wide.reindex(columns=[name for name in MAIN if name in wide]).rename_axis(columns=None)
+
+
+def confusion_of(outcomes: Sequence[Outcome], labelled: Labelled) -> tuple[NDArray[np.float64], list[str]]:
     """[K, K] share of each true class's TEST captures (rows) that was taken for each class, over all seeds."""
     truth = labelled.classes[labelled.rows("test", False)]
-    names = np.unique(truth)
-    table = np.zeros((len(names), len(names)))
-    for outcome in outcomes:
-        for actual, predicted in zip(truth, outcome.predicted, strict=True):
-            table[names == actual, names == predicted] += 1
-    return table / np.maximum(table.sum(1, keepdims=True), 1), names.tolist()
+    names = np.unique(np.concatenate([truth, *(outcome.predicted for outcome in outcomes)]))
+    pairs = [(np.searchsorted(names, o.predicted), np.searchsorted(names, truth)) for o in outcomes]
+    counts = np.sum([confusion(predicted, true, len(names), ignore=-1) for predicted, true in pairs], axis=0)
+    return counts / np.maximum(counts.sum(1, keepdims=True), 1), names.tolist()
+
+
+def few_shot_curves_of(
+    metrics: Mapping[str, Mapping[str, Mapping[str, Any]]], suffix: str, labelled: Labelled
+) -> dict[str, list[tuple[float, float, float]]]:
+    """{method: (labels a class, accuracy, half of its interval)} of probes, the one with all labels last.
+
+    Args:
+        metrics: as of the metric file.
+        suffix: "" for fields or "_points".
+        labelled: tells how many labels "all" are.
+    """
+    classes = labelled.classes[labelled.rows("train", False)]
+    most = max(1, round(len(classes) / max(1, len(np.unique(classes)))))
+    named = {f"few_shot_{shots}_acc{suffix}": shots for shots in SHOTS if shots < most} | {
+        f"linear_probe_acc{suffix}": most
+    }
+    return {
+        method: [(shots, row[name]["mean"], row[name]["ci95"] or 0.0) for name, shots in named.items()]
+        for method, row in metrics.items()
+        if set(named) <= set(row)
+    }
