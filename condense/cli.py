@@ -44,6 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--name", help="of the run's folder; the profile's name if not given")
     command.set_defaults(run=run_pipeline)
 
+    command = commands.add_parser("bench", help="probe pre-trained 3D networks on a public data set")
+    command.add_argument("task", choices=["classification"])
+    command.add_argument("--dataset", required=True, help="modelnet40, scanobjectnn, ...")
+    command.add_argument("--root", required=True, type=Path, help="its folder as the release unpacks")
+    command.add_argument(
+        "--networks", nargs="+", type=Path, help="folders of 3D networks; artifacts/condense/* if none"
+    )
+    command.add_argument("--resolution", type=int, default=32, help="voxels along a cloud's longest side")
+    command.add_argument("--per-class", type=int, default=0, help="clouds of each class and split; 0 takes all")
+    command.set_defaults(run=run_bench)
+
     options = parser.parse_args(arguments)
     return int(options.run(options))
 
@@ -70,6 +81,23 @@ def run_sets(name: str, root: Path, every: bool) -> int:
         print(error, file=sys.stderr)
         return 1
     print(describe(point_set, [*point_set.findings, *(verify(point_set) if every else [])]))
+    return 0
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    """Prints a table of probes, a row a network; 0 if the data set and the networks can be read, else 1."""
+    from condense.datasets.open import open_dataset
+    from condense.report import metric_table
+    from condense.tasks.pointsets import bench_classification
+
+    folders = options.networks or sorted(path.parent for path in Path("artifacts/condense").glob("*/net3d.json"))
+    try:
+        point_set = open_dataset(options.dataset, options.root)
+        metrics = bench_classification(point_set, folders, options.resolution, options.per_class)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(metric_table(metrics).to_string())
     return 0
 
 

@@ -10,6 +10,8 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+LEGEND = 12  # entries of a legend of voxels' labels, at most
+
 
 def renders_beside_truth(pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], columns: int = 2) -> Figure:
     """Held-out views: the truth on the left, the field's render on the right of each pair.
@@ -134,18 +136,19 @@ def few_shot_curves(panels: dict[str, dict[str, Sequence[tuple[float, float, flo
     """Accuracy by the number of labels a class, with 95 % bands: {panel: {method: (labels, accuracy, half)}}."""
     figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.8), squeeze=False, layout="constrained")
     colours: dict[str, str] = {}
+    lines: dict[str, plt.Line2D] = {}
     for axis, (title, methods) in zip(axes.flat, panels.items(), strict=True):
         for method, points in methods.items():
             colour = colours.setdefault(method, f"C{len(colours)}")
             shots, mean, half = (np.array(part) for part in zip(*points, strict=True))
-            axis.plot(shots, 100 * mean, "o-", markersize=3.5, label=method, color=colour)
+            (lines[method],) = axis.plot(shots, 100 * mean, "o-", markersize=3.5, label=method, color=colour)
             axis.fill_between(shots, 100 * (mean - half), 100 * (mean + half), color=colour, alpha=0.12, linewidth=0)
             ticks = [int(number) for number in shots]
         axis.set(title=title, xlabel="labelled captures a class", ylabel="accuracy [%]", ylim=(0, 102), xscale="log")
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
-    axes.flat[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.legend(list(lines.values()), list(lines), frameon=False, fontsize=8, loc="outside right center")
     return figure
 
 
@@ -198,7 +201,7 @@ def label_colours(count: int) -> np.ndarray:
     return colours
 
 
-def seen_obliquely(coords: np.ndarray, yaw: float = 0.7, pitch: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+def seen_obliquely(coords: np.ndarray, yaw: float = 3.8, pitch: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
     """Voxels seen from above and aside: [N, 2] places in the picture (x right, y up), [N] their order, far first."""
     at = coords - coords.mean(0)
     x = at[:, 0] * np.cos(yaw) - at[:, 1] * np.sin(yaw)
@@ -208,7 +211,7 @@ def seen_obliquely(coords: np.ndarray, yaw: float = 0.7, pitch: float = 0.5) -> 
 
 
 def labelled_voxels(rows: Sequence[tuple[str, np.ndarray, dict[str, np.ndarray], Sequence[str]]]) -> Figure:
-    """Captures down, ways of naming their voxels across, a legend beside each row.
+    """Captures down, ways of naming their voxels across, a legend of the LEGEND commonest labels beside each row.
 
     Args:
         rows: (title, coords [N, 3], {panel: labels [N]}, names of the labels) of each capture; 0 = no label.
@@ -219,13 +222,15 @@ def labelled_voxels(rows: Sequence[tuple[str, np.ndarray, dict[str, np.ndarray],
     for line, (title, coords, panels, names) in zip(axes, rows, strict=True):
         place, order = seen_obliquely(coords)
         colours = label_colours(len(names))
-        dot = 1.2 * (160 / np.ptp(place, axis=0).max()) ** 2  # points squared: about a voxel
+        dot = 1.2 * (160 / max(np.ptp(place, axis=0).max(), 1)) ** 2  # points squared: about a voxel
         for axis, (panel, labels) in zip(line, panels.items(), strict=False):
             depth = np.linspace(0.75, 1, len(order))[:, None]  # far voxels are darker
             axis.scatter(*place[order].T, s=dot, c=colours[labels[order]] * depth, marker="s", linewidths=0)
             axis.set_title(f"{title}: {panel}" if axis is line[0] else panel, fontsize=8)
-        used = np.unique(np.concatenate(list(panels.values())))
-        handles = [Patch(color=colours[label], label=names[label]) for label in used if label]
+        count = np.bincount(np.concatenate(list(panels.values())), minlength=len(names))
+        count[0] = 0
+        most = sorted(np.argsort(-count, kind="stable")[:LEGEND])
+        handles = [Patch(color=colours[label], label=names[label]) for label in most if count[label]]
         line[-1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=6, frameon=False)
         for axis in line:
             axis.set_aspect("equal")

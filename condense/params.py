@@ -149,19 +149,20 @@ class ClassificationParams:
     """Fine-tuning for classification."""
 
     finetune_steps: int = 50
-    finetune_batch: int = 2  # captures a step
-    finetune_lr: float = 3e-3
+    finetune_batch: int = 4  # captures a step
+    finetune_lr: float = 1e-3
 
 
 @dataclass(frozen=True)
 class SegmentationParams:
-    """Fine-tuning for part and semantic segmentation."""
+    """Probes and fine-tuning for part and semantic segmentation."""
 
-    part_steps: int = 80
-    part_batch: int = 4  # objects a step
-    semantic_steps: int = 60
+    voxels: int = 30_000  # that one probe is fitted on, at most
+    part_steps: int = 40
+    part_batch: int = 8  # objects a step
+    semantic_steps: int = 30
     semantic_batch: int = 1  # rooms a step: a room is as large as seven objects
-    lr: float = 3e-3
+    lr: float = 1e-3  # of fine-tuning
 
 
 @dataclass(frozen=True)

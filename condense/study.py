@@ -60,9 +60,14 @@ SECTIONS = [
     Section(
         "classification",
         "3D classification",
-        "A linear probe on frozen, pooled 3D features: the pre-trained network against the same network from scratch, and "
-        "against histograms of shape and colour.",
-        ("linear_probe_acc", "few_shot_5_acc", "heldout_linear_probe_acc"),
+        "Frozen, pooled 3D features of each way of pre-training, probed with few and with all labels; of classes that "
+        "pre-training never saw; of fields and of point clouds without colour (<code>points</code>, where networks are "
+        "also fine-tuned). <code>lift</code> pools the frozen image network's features without a 3D network. Paired tests: "
+        '<a href="tables/classification_paired.csv">classification_paired.csv</a>.',
+        (
+            *("linear_probe_acc", "few_shot_1_acc", "few_shot_5_acc", "few_shot_10_acc", "linear_probe_acc_points"),
+            *("few_shot_5_acc_points", "finetune_5_acc", "finetune_all_acc", "heldout_linear_probe_acc"),
+        ),
     ),
     Section(
         "segmentation",

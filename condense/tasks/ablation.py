@@ -37,7 +37,13 @@ class Measured:
 
 
 def measure_variant(
-    name: str, folder: Path, sources: tuple[Source, ...], labelled: Labelled, task: Segmented | None, seed: int
+    name: str,
+    folder: Path,
+    sources: tuple[Source, ...],
+    labelled: Labelled,
+    task: Segmented | None,
+    most: int,
+    seed: int,
 ) -> Measured:
     """Probes one network. One job of `parallel_map`.
 
@@ -47,11 +53,12 @@ def measure_variant(
         sources: objects,
         labelled: and their classes.
         task: part segmentation, or None.
+        most: voxels that a part probe is fitted on.
         seed: of the draws of labels, the same for every variant.
     """
     vectors = describe(load_net3d(folder), load_scenes(sources).fields)
     found = measure(vectors, labelled, seed)
-    parts = probe(name, folder, task, seed, only=("part_probe",)).confusions if task else {}
+    parts = probe(name, folder, task, most, seed, only=("part_probe",)).confusions if task else {}
     last = json.loads((folder / "history.json").read_text())[-1]
     return Measured(
         {metric: found[metric] for metric in PROBED if metric in found},

@@ -215,7 +215,10 @@ def finetune_method(
     params: ClassificationParams,
     evaluate: str = "test",
 ) -> Hits:
-    """Fine-tunes one network on voxel scenes with few and with all labels. One job of `parallel_map`.
+    """Fine-tunes one network on point clouds with few and with all labels. One job of `parallel_map`.
+
+    On point clouds, not on fields: they have a third of the voxels, and a network has more to learn there than where
+    it was pre-trained.
 
     Args:
         method: its name.
@@ -228,9 +231,12 @@ def finetune_method(
         evaluate: the split that is scored.
 
     Returns:
-        {metric: [test captures] 1 where right}.
+        {metric: [test captures] 1 where right}; {} without point clouds.
     """
-    scenes, net3d = load_scenes(sources).fields, load_net3d(folder)
+    clouds, net3d = load_scenes(sources).points, load_net3d(folder)
+    if not clouds:
+        return {}
+    scenes = [scene_of_points(cloud, RESOLUTION) for cloud in clouds]
     train, test = (labelled.rows(split, False) for split in ("train", evaluate))
     names, place = np.unique(labelled.classes[train], return_inverse=True)
     target = dict(zip(train.tolist(), torch.from_numpy(place), strict=True))

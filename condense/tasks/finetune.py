@@ -27,7 +27,7 @@ WARMUP = 0.1  # share of the steps over which the learning rate rises
 WEIGHT_DECAY, CLIP = 0.01, 1.0
 PROBE_STRENGTH = 1e-2  # regularisation of the probe that the linear layer starts as
 UNSEEN = 2.0  # how far below all others a class starts that the probe did not see
-CALIBRATE = 60  # scenes that statistics are taken from, at most
+START, CALIBRATE = 200, 48  # scenes that the linear layer starts from, and batch norm is calibrated on, at most
 TOGETHER = 8  # scenes in one forward pass without gradients
 
 
@@ -66,7 +66,7 @@ class FineTuned(nn.Module):
     @torch.no_grad()
     def calibrate(self, scenes: Sequence[VoxelScene]) -> None:
         """Sets batch norm from scenes without augmentation; leaves the model in evaluation mode."""
-        recalibrate_batch_norm(self.net3d, (network_inputs(part) for part in _parts(_some(scenes))))
+        recalibrate_batch_norm(self.net3d, (network_inputs(part) for part in _parts(_some(scenes, CALIBRATE))))
         self.eval()
 
     @torch.no_grad()
@@ -74,15 +74,11 @@ class FineTuned(nn.Module):
         """Starts the linear layer as a probe of the features before training (Kumar et al., ICLR 2022).
 
         Else the noise of its first steps would spoil what the network brings along. The features' centre and
-        spread are fixed, so that scale is no advantage. Batch norm works as it will in training: with the statistics
-        of the voxels at hand or, where whole scenes are classified, with fixed ones, for a batch of few scenes has
-        other statistics than the next.
+        spread are fixed, so that scale is no advantage.
         """
-        self.train()
-        if self.level == "scene":
-            self.calibrate(scenes)
-        features = torch.cat([self.features(*network_inputs(part)) for part in _parts(_some(scenes))])
-        target = torch.cat([each.reshape(-1) for each in _some(targets)])
+        self.eval()
+        features = torch.cat([self.features(*network_inputs(part)) for part in _parts(_some(scenes, START))])
+        target = torch.cat([each.reshape(-1) for each in _some(targets, START)])
         self.centre.copy_(features.mean(0))
         self.spread.copy_(features.std(0, unbiased=False).clamp_min(1e-3))
         kept = target > 0 if self.level == "voxel" else torch.ones_like(target, dtype=torch.bool)
@@ -106,9 +102,12 @@ class FineTuned(nn.Module):
         return result
 
 
-def _some(values: Sequence[Value]) -> Sequence[Value]:
-    """Up to CALIBRATE of the scenes, or of their targets, evenly spread: neighbours are often of one class."""
-    return values[:: max(1, -(-len(values) // CALIBRATE))]
+def _some(values: Sequence[Value], most: int) -> Sequence[Value]:
+    """Up to `most` of the scenes, or of their targets, in a fixed mixed order: neighbours are often of one class.
+
+    A batch of one class would calibrate batch norm on what is common to that class.
+    """
+    return [values[i] for i in np.random.default_rng(0).permutation(len(values))[:most]]
 
 
 def _parts(scenes: Sequence[VoxelScene]) -> Iterator[Sequence[VoxelScene]]:
@@ -144,8 +143,7 @@ def finetune(
         level: "scene" or "voxel".
 
     Returns:
-        The trained model, in evaluation mode, batch norm calibrated on `scenes` (before training, where whole
-        scenes are classified).
+        The trained model, in evaluation mode, batch norm calibrated on `scenes`.
 
     Raises:
         ValueError: an unknown level, scenes and targets that do not match, or not one label.
@@ -157,15 +155,15 @@ def finetune(
     rare = _class_weights(targets, classes, level)
     rng = np.random.default_rng(seed)
     order: list[int] = []
+    model.train()
     for step in range(steps):
         while len(order) < min(batch, len(scenes)):
             order += rng.permutation(len(scenes)).tolist()
         chosen, order = order[:batch], order[batch:]
         optimiser.param_groups[0]["lr"] = lr * schedule(step, steps)
         _step(model, optimiser, [scenes[i] for i in chosen], [targets[i] for i in chosen], rare, rng)
-    if level == "voxel":
-        model.calibrate(scenes)
-    return model.eval()
+    model.calibrate(scenes)
+    return model
 
 
 def schedule(step: int, steps: int) -> float:

@@ -33,7 +33,6 @@ from condense.voxels import VoxelScene
 REACH = 1.5  # voxels from a surface point within which a voxel has its label
 FEW = 0.01  # share of the labelled voxels in "1 % of labels"
 SHOTS, DRAWS = 5, 3  # labelled objects a class; draws of labels where few are drawn
-MOST = 40_000  # voxels that one probe is fitted on; of more, so many are drawn
 KINDS = {"part": "object", "semantic": "room"}  # benchmark: kind of capture
 Confusions = dict[str, NDArray[np.int64]]
 
@@ -187,6 +186,7 @@ def probe(
     method: str,
     source: Path | str,
     task: Segmented,
+    most: int,
     seed: int,
     evaluate: str = "test",
     only: Sequence[str] = (),
@@ -197,18 +197,19 @@ def probe(
         method: name of the source.
         source: as of `features`.
         task: the benchmark.
+        most: voxels that one probe is fitted on; of more, so many are drawn.
         seed: of the draws of labels, the same for every source.
         evaluate: the split that is scored; "val" while tuning.
         only: the settings to measure; all if empty.
     """
     values = features(source, task.paths)
     labels = [torch.from_numpy(label.astype(np.int64)) for label in task.labels]
-    val = _gather(values, labels, {int(k): np.flatnonzero(task.labels[k]) for k in task.rows("val")}, seed)
+    val = _gather(values, labels, {int(k): np.flatnonzero(task.labels[k]) for k in task.rows("val")}, most, seed)
     confusions, probes = {}, {}
     for setting, draws in settings(task, seed).items():
         if only and setting not in only:
             continue
-        fitted = [fit_probe(*_gather(values, labels, rows, seed), *val, len(task.names)) for rows in draws]
+        fitted = [fit_probe(*_gather(values, labels, rows, most, seed), *val, len(task.names)) for rows in draws]
         tested = [[each.predict(values[k]) for k in task.rows(evaluate)] for each in fitted]
         confusions[setting] = np.stack([_confusions(task, evaluate, predicted) for predicted in tested])
         probes[setting] = fitted[0]
@@ -216,14 +217,14 @@ def probe(
 
 
 def _gather(
-    values: Sequence[Tensor], labels: Sequence[Tensor], rows: Mapping[int, NDArray[np.int64]], seed: int
+    values: Sequence[Tensor], labels: Sequence[Tensor], rows: Mapping[int, NDArray[np.int64]], most: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Features [M, D] and labels [M] of voxels; MOST of them, drawn evenly, where there are more."""
+    """Features [M, D] and labels [M] of voxels; `most` of them, drawn evenly, where there are more."""
     if not rows:
         return values[0][:0], labels[0][:0]
     x = torch.cat([values[k][torch.from_numpy(some)] for k, some in rows.items()])
     y = torch.cat([labels[k][torch.from_numpy(some)] for k, some in rows.items()])
-    kept = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(y))[:MOST]))
+    kept = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(y))[:most]))
     return x[kept], y[kept]
 
 

@@ -102,7 +102,8 @@ def coloured(
 
     Returns:
         (name, coords [N, 3], {panel: labels [N]}, names of labels) of each capture; a prediction shows only the
-        voxels that have a true label, so that both can be compared.
+        voxels that have a true label, so that both can be compared. Of rooms
+        only those are shown at all: what lies outside would hide them.
     """
     paths = [task.paths[k] for k in captures]
     panels = [{"truth": task.labels[k].astype(int)} for k in captures]
@@ -111,5 +112,9 @@ def coloured(
         for each, values in zip(panels, features(first.source, paths), strict=True):
             predicted = first.probes[f"{task.name}_probe"].predict(values).numpy()
             each[method] = np.where(each["truth"] > 0, predicted, 0)
-    coords = [load_links(path, ()).scene.coords.numpy() for path in paths]
-    return [(path.stem, at, each, task.names) for path, at, each in zip(paths, coords, panels, strict=True)]
+    rows: list[tuple[str, np.ndarray, dict[str, np.ndarray], Sequence[str]]] = []
+    for path, each in zip(paths, panels, strict=True):
+        at = load_links(path, ()).scene.coords.numpy()
+        kept = each["truth"] > 0 if task.name == "semantic" else np.ones(len(at), bool)
+        rows.append((path.stem, at[kept], {panel: values[kept] for panel, values in each.items()}, task.names))
+    return rows

@@ -12,7 +12,7 @@ from condense.metrics import mean_iou
 
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)  # L2 regularisation tried on VAL, strongest first
 BALANCE = 0.5  # a class of n samples weighs n^-BALANCE a sample: 0 as they come, 1 all classes alike
-ITERATIONS = 25  # of L-BFGS at each strength, starting where the stronger one ended
+ITERATIONS = 15  # of L-BFGS at each strength, starting where the stronger one ended
 
 
 @dataclass(frozen=True)
