@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from condense.backbone2d import load_backbone
+from condense.batches import draw_batch
 from condense.benchmarks import Line, line, ray_marching, seconds, sparse_unet, write_table
 from condense.captures.reader import read_capture
 from condense.field import psnr_db
@@ -18,6 +19,7 @@ from condense.parallel import set_threads
 from condense.paths import project_root
 from condense.plainfit import plain_fit
 from condense.pretrain import make_optimizer, train_step
+from condense.rayoperator import build_operator
 from condense.run import Run, open_run
 
 
@@ -37,16 +39,28 @@ def field_fit(run: Run) -> dict[str, Line]:
 
 
 def joint_step(run: Run) -> dict[str, Line]:
-    """A step of joint training on the run's own links."""
+    """A step of joint training on the run's own links, against one that marches its rays anew."""
     paths = sorted(run.artifact("links").rglob("*.safetensors"))[:48]
     captures = [load_links(path) for path in paths]
     model = new_model(load_backbone(run.artifact("teacher") / "teacher.safetensors"), 0)
     params, optimizer = run.params.pretrain, make_optimizer(model, run.params.pretrain)
-    ours = seconds(lambda: train_step(model, optimizer, captures, params, 0, 0), runs=9)
+
+    def step() -> None:
+        train_step(model, optimizer, captures, params, 0, 0)
+
+    def marching() -> None:
+        batch = draw_batch(captures, params, 0, 0)
+        for links, views in zip(batch.captures, batch.views, strict=True):
+            for view in views:
+                build_operator(links.scene, view.camera, 0, *view.cells)
+        step()
+
+    batch = draw_batch(captures, params, 0, 0)
     what = (
-        f"a joint step, {min(params.captures, len(captures))} captures x {params.views} views, both networks, 1 thread"
+        f"a joint step, {len(batch.captures)} captures x {params.views} views, {len(batch.voxels.coords)} voxels, both "
+        "networks, against one that marches its rays anew, 1 thread"
     )
-    return {"joint_step": line(ours, None, what)}
+    return {"joint_step": line(seconds(step, runs=9), seconds(marching, runs=3), what)}
 
 
 def noop_repro(root: Path) -> dict[str, Line]:
