@@ -11,7 +11,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
     "no student": {"agree_weight": 0.0, "prior_weight": 0.0},
     "raw targets": {"lifted": False, "voxels_weight": 0.0},
-    "two generations": {"generations": 2},
+    "one generation": {"generations": 1},
+    "four generations": {"generations": 4},
     "render detached": {"detach_render": True},
     "no prior": {"prior_weight": 0.0},
     "cosine": {"consistency": "cosine"},
@@ -22,6 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "nearest voxel": {"link": "nearest"},
     "one view": {"views": 1},
+    "quarter turns only": {"any_angle": 0.0},
     "half the captures": {"share": 0.5},
     "a quarter of the captures": {"share": 0.25},
 }

@@ -54,7 +54,7 @@ class LinksParams:
     """Linking views and voxels."""
 
     resolution: int = 32  # voxels along the longest side of a scene
-    keep: float = 0.95  # voxels beyond this share of what training views see, least seen last, are dropped
+    keep: float = 0.985  # voxels beyond this share of what training views see, least seen last, are dropped
     max_side: int = 0  # shrink images for the 2D network likewise; 0 keeps them
 
 
@@ -83,18 +83,18 @@ class PretrainParams:
     """Joint 2D-3D pre-training."""
 
     seeds: int = 3
-    steps: int = 350
-    warmup: int = 20  # steps over which the learning rates rise; then they fall along a cosine
+    steps: int = 700
+    warmup: int = 30  # steps over which the learning rates rise; then they fall along a cosine
     share: float = 1.0  # of the training captures that are used
-    captures: int = 12  # a step, at most
-    voxels: int = 16_000  # a step, at most: a room is as large as seven objects
+    captures: int = 6  # a step, at most
+    voxels: int = 10_000  # a step, at most: a room is as large as several objects
     views: int = 3  # of each capture that the 3D network is rendered into
     student_views: int = 1  # of those, seen by the student
     cells: int = 1024  # rows contrasted with each other, in each contrastive term
     consistency: str = "contrast"  # or "cosine"
     link: str = "render"  # between cells and voxels; or "nearest", the one voxel a cell sees most of
     lifted: bool = True  # targets are the teacher's features lifted from all views, else those of each view
-    generations: int = 1  # above 1, targets are lifted anew from the student's features, so often in all
+    generations: int = 2  # above 1, targets are lifted anew from the student's features, so often in all
     temperature: float = 0.1
     drop_above: float = 0.6  # teacher cosine above which a negative is taken for a false one
     seen_at_least: float = 0.01  # voxels that weigh less in all training views have no target
@@ -110,12 +110,12 @@ class PretrainParams:
     student_lr: float = 1e-3
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of each network's gradient
-    any_angle: float = 0.0  # share of scenes turned by any angle; the others by quarter turns
+    any_angle: float = 0.3  # share of scenes turned by any angle; the others by quarter turns
     recolour: float = 0.2  # strength of colour augmentation of voxels
     recolour_images: float = 0.2  # and of images
     hide_colour: float = 0.3  # share of scenes in a step with some voxels' colour hidden
     log_every: int = 10
-    checkpoint_every: int = 100
+    checkpoint_every: int = 200
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class ClassificationParams:
 class SegmentationParams:
     """Probes and fine-tuning for part and semantic segmentation."""
 
-    voxels: int = 30_000  # that one probe is fitted on, at most
+    voxels: int = 16_000  # that one probe is fitted on, at most
     part_steps: int = 40
     part_batch: int = 8  # objects a step
     semantic_steps: int = 30
