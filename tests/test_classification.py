@@ -10,12 +10,14 @@ from condense.backbone3d import load_net3d
 from condense.captures.folder import Folder
 from condense.grid import Grid
 from condense.links import save_links
+from condense.metrics import paired_difference
 from condense.model import voxel_features
 from condense.params import ClassificationParams
 from condense.pretrain import scratch_seed
 from condense.synthetic.generate import point_cloud
 from condense.tasks import classification as task
 from condense.tasks.descriptors import colour_histogram, describe, length, pool, shape_histogram
+from condense.tasks.methods import paired_table
 from condense.tasks.pointclouds import read_points, scene_of_points, without_colour
 from condense.tasks.probes import Labelled
 from condense.voxels import Turn, VoxelScene, turn_coords
@@ -132,7 +134,7 @@ class TestProtocol:
         assert task.probe_jobs({"condense": toys[1]}, toys[0], nothing, 0) == []
         assert task.finetune_jobs({"condense": toys[1]}, toys[0], nothing, 0, ClassificationParams()) == []
         assert task.metrics_of(task.stack_hits({}, {})) == {}
-        assert task.paired_view(task.paired_table({})).empty
+        assert task.paired_view(paired_table({}, paired_difference)).empty
 
 
 def test_measure_keeps_classes_that_pre_training_saw_apart():
@@ -148,7 +150,7 @@ def test_pairs_by_hand():
     """On 40 captures one method is right everywhere, the other on half; a third has other seeds and one metric."""
     right, half = np.ones((2, 40)), np.tile([1.0, 0.0], (2, 20))
     rights = {"condense": {"a": right, "b": right}, "scratch": {"a": half, "b": right}, "lift": {"a": half[:1]}}
-    table = task.paired_table(rights).set_index(["metric", "method"])
+    table = paired_table(rights, paired_difference).set_index(["metric", "method"])
     assert len(table) == 3
     assert table.loc[("a", "scratch"), "difference"] == 0.5 and table.loc[("a", "scratch"), "p"] < 0.01
     assert table.loc[("b", "scratch"), "difference"] == 0 and table.loc[("b", "scratch"), "p"] == 1

@@ -21,7 +21,7 @@ from torch import Tensor
 from condense.backbone3d import load_net3d
 from condense.captures.folder import Folder
 from condense.links import load_links
-from condense.metrics import confusion, hits, interval, paired_difference
+from condense.metrics import confusion, hits, interval
 from condense.params import ClassificationParams
 from condense.tasks.descriptors import colour_histogram, describe, pool, shape_histogram
 from condense.tasks.finetune import finetune
@@ -306,22 +306,6 @@ def stack_hits(probed: Mapping[str, Sequence[Outcome]], tuned: Mapping[str, Sequ
 def metrics_of(rights: Rights) -> dict[str, dict[str, dict[str, float | int | None]]]:
     """The metric file: mean and interval over seeds, draws and captures of each."""
     return {method: {metric: interval(values) for metric, values in row.items()} for method, row in rights.items()}
-
-
-def paired_table(rights: Rights, of: str = "condense") -> pd.DataFrame:
-    """`of` minus every other method, metric by metric, on the same captures, draws and seeds.
-
-    Returns:
-        Columns metric, method, difference, ci95 (both as fractions) and p, two-sided, not corrected for the
-        number of comparisons; no rows without `of`.
-    """
-    rows = []
-    for metric, own in rights.get(of, {}).items():
-        for method, row in rights.items():
-            if method != of and metric in row:
-                test = paired_difference(own, row[metric])
-                rows.append({"metric": metric, "method": method, "difference": test["mean"], **test})
-    return pd.DataFrame(rows, columns=["metric", "method", "difference", "ci95", "p"])
 
 
 def paired_view(table: pd.DataFrame) -> pd.DataFrame:

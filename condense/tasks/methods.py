@@ -1,8 +1,13 @@
-"""The pre-trained 3D networks of a run, by method: what every 3D benchmark compares."""
+"""The pre-trained 3D networks of a run, by method, and comparing methods: what every 3D benchmark does."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from numpy.typing import NDArray
 
 
 def networks(condense: Path, baselines: Path) -> dict[str, list[Path]]:
@@ -31,3 +36,28 @@ def _seed(folder: Path) -> tuple[int, str]:
     """Sorts seed_10 after seed_9."""
     number = folder.name.rpartition("_")[2]
     return (int(number) if number.isdigit() else 0, folder.name)
+
+
+def paired_table(
+    values: Mapping[str, Mapping[str, NDArray]],
+    difference: Callable[[NDArray, NDArray], dict[str, Any]],
+    of: str = "condense",
+) -> pd.DataFrame:
+    """`of` minus every other method, metric by metric, on the same captures, draws and seeds.
+
+    Args:
+        values: {method: {metric: what `difference` takes}}.
+        difference: gives "mean", "ci95" and "p" of its first argument minus its second.
+        of: the method that is compared.
+
+    Returns:
+        Columns metric, method, difference, ci95 (both as fractions) and p, two-sided, not corrected for the
+        number of comparisons; no rows without `of`.
+    """
+    rows = []
+    for metric, own in values.get(of, {}).items():
+        for method, row in values.items():
+            if method != of and metric in row:
+                test = difference(own, row[metric])
+                rows.append({"metric": metric, "method": method, "difference": test["mean"], **test})
+    return pd.DataFrame(rows, columns=["metric", "method", "difference", "ci95", "p"])

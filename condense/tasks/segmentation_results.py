@@ -10,6 +10,7 @@ import pandas as pd
 
 from condense.links import load_links
 from condense.metrics import class_scores, segmentation_difference, segmentation_scores
+from condense.tasks.methods import paired_table
 from condense.tasks.segmentation import Confusions, Result, Segmented, features
 
 ByMethod = dict[str, Confusions]  # {method: {setting: [seeds and draws, captures, C, C]}}
@@ -35,20 +36,10 @@ def tabulate(confusions: ByMethod) -> dict[str, dict[str, Any]]:
     return metrics
 
 
-def differences(confusions: ByMethod, of: str = "condense") -> pd.DataFrame:
-    """mIoU of `of` minus that of every other method, on the same captures and labels.
-
-    Returns:
-        Columns metric, method, difference, ci95 (both as fractions) and p, two-sided, not corrected for the
-        number of comparisons; no rows without `of`.
-    """
-    rows = []
-    for setting, own in confusions.get(of, {}).items():
-        for method, others in confusions.items():
-            if method != of and setting in others:
-                test = segmentation_difference(own, others[setting])
-                rows.append({"metric": f"{setting}_miou", "method": method, "difference": test["mean"], **test})
-    return pd.DataFrame(rows, columns=["metric", "method", "difference", "ci95", "p"])
+def differences(confusions: ByMethod) -> pd.DataFrame:
+    """`methods.paired_table` of the mean IoU."""
+    table = paired_table(confusions, segmentation_difference)
+    return table.assign(metric=table["metric"] + "_miou")
 
 
 def class_table(confusions: ByMethod, tasks: Sequence[Segmented]) -> pd.DataFrame:
