@@ -29,7 +29,7 @@ model batches
 joint baselines ablations
 pretrain
 tasks
-figures viewer
+figures charts viewer
 report run notebooks study
 benchmarks plainfit
 pipebench gpucheck cli

@@ -1,0 +1,14 @@
+from condense.charts import method_bars
+
+
+def test_a_row_for_each_method_that_was_measured():
+    metrics = {
+        "ours": {"acc": {"mean": 0.5, "ci95": 0.1, "n": 3}, "miou": {"mean": 0.2, "ci95": None, "n": 1}},
+        "other": {"acc": {"mean": 0.25, "ci95": 0.05, "n": 3}},
+    }
+    figure = method_bars(metrics, {"acc": "accuracy", "miou": "IoU", "absent": "nothing"})
+    first, second = figure.axes
+    assert [bar.get_width() for bar in first.patches] == [50.0, 25.0]
+    assert [bar.get_width() for bar in second.patches] == [20.0]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["ours", "other"]
+    assert first.get_title() == "accuracy"
