@@ -83,7 +83,7 @@ class PretrainParams:
     """Joint 2D-3D pre-training."""
 
     seeds: int = 3
-    steps: int = 700
+    steps: int = 400
     warmup: int = 30  # steps over which the learning rates rise; then they fall along a cosine
     share: float = 1.0  # of the training captures that are used
     captures: int = 6  # a step, at most
@@ -141,7 +141,7 @@ class AblationParams:
     """Variants of joint training, each trained so long and so often."""
 
     seeds: int = 1
-    steps: int = 150
+    steps: int = 80
 
 
 @dataclass(frozen=True)
