@@ -5,7 +5,10 @@ import torch
 from conftest import TOLERANCE
 from toys import tiny_teacher, toy_cameras, toy_links, toy_scene, toy_views
 
-from condense.links import lift, link_views, load_links, save_links
+from condense.links import lift, link_views, load_links, save_links, well_seen
+from condense.rayoperator import RayOperator
+
+TENTHS = torch.tensor([0.0, 0.1, 0.2, 0.3])
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,30 @@ def test_test_views_teach_nothing(links):
         image[:] = 0
     other = link_views("toy_0", {}, views, ["train"] * 4 + ["test"] * 2, scene, tiny_teacher())
     assert torch.equal(other.lifted, links.lifted) and torch.equal(other.seen, links.seen)
+
+
+def test_well_seen_by_hand():
+    """Three voxels carry 6, 3 and 1 tenths of what two views see; a fourth is seen by neither."""
+    first = RayOperator(
+        torch.tensor([0, 2], dtype=torch.int32), torch.tensor([0, 2], dtype=torch.int32), TENTHS[[3, 1]], 4
+    )
+    second = RayOperator(
+        torch.tensor([0, 2], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32), TENTHS[[3, 3]], 4
+    )
+    assert well_seen([first, second], 1.0).tolist() == [True, True, True, False]
+    assert well_seen([first, second], 0.8).tolist() == [True, True, False, False]
+    assert well_seen([first, second], 0.5).tolist() == [True, False, False, False]
+
+
+def test_dropped_voxels_hide_nothing(links):
+    scene, cameras = toy_scene(0), toy_cameras(6, seed=0)
+    slim = link_views("toy_0", {}, toy_views(scene, cameras), ["train"] * 6, scene, tiny_teacher(), keep=0.95)
+    assert len(slim.scene) < len(links.scene) <= len(scene)
+    for ours, theirs in zip(links.views, slim.views, strict=True):
+        opacity = theirs.operator.opacity
+        torch.testing.assert_close(opacity, ours.operator.opacity, rtol=1e-3, atol=0.02)
+        a, b = ours.operator.render(links.scene.colour), theirs.operator.render(slim.scene.colour)
+        assert (a - b).abs().mean() < 0.02  # 5 % of the light, re-shared among neighbours
 
 
 def test_round_trip_reads_only_the_splits_asked_for(links, tmp_path):

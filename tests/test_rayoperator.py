@@ -11,6 +11,7 @@ from condense.rayoperator import (
     build_operator,
     heaviest,
     load_operators,
+    on_columns,
     pruned,
     save_operators,
     stack_operators,
@@ -244,3 +245,11 @@ def test_the_heaviest_entry_stands_for_its_row():
     expected[0, 3], expected[2, 2] = 0.7, 0.6
     torch.testing.assert_close(alone.dense(), expected)
     torch.testing.assert_close(alone.opacity, operator.opacity)
+
+
+def test_fewer_columns_keep_the_rows_sums():
+    crow, col = torch.tensor([0, 2, 2, 5], dtype=torch.int32), torch.tensor([0, 3, 1, 2, 4], dtype=torch.int32)
+    operator = RayOperator(crow, col, torch.tensor([0.2, 0.5, 0.1, 0.3, 0.2]), 5)
+    slim = on_columns(operator, torch.tensor([True, True, True, False, False]))
+    expected = torch.tensor([[0.7, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.15, 0.45]])
+    torch.testing.assert_close(slim.dense(), expected)
