@@ -17,7 +17,7 @@ from condense.params import PretrainParams
 from condense.pretrain import lifted_student, monitor, pretrain_seed, shared_out, warmup_cosine
 
 PARAMS = PretrainParams(
-    steps=6, warmup=2, captures=3, views=2, cells=64, log_every=2, checkpoint_every=3, net3d_lr=1e-2
+    steps=6, warmup=2, generations=1, captures=3, views=2, cells=64, log_every=2, checkpoint_every=3, net3d_lr=1e-2
 )
 
 
