@@ -12,10 +12,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no student": {"agree_weight": 0.0, "prior_weight": 0.0},
     "raw targets": {"lifted": False, "voxels_weight": 0.0},
     "one generation": {"generations": 1},
-    "four generations": {"generations": 4},
     "render detached": {"detach_render": True},
     "no prior": {"prior_weight": 0.0},
-    "cosine": {"consistency": "cosine"},
     "cosine, no prior": {"consistency": "cosine", "prior_weight": 0.0},
     "cosine of 2D and 3D alone": {
         **{"consistency": "cosine", "prior_weight": 0.0, "agree_weight": 1.0},
@@ -23,7 +21,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "nearest voxel": {"link": "nearest"},
     "one view": {"views": 1},
-    "quarter turns only": {"any_angle": 0.0},
     "half the captures": {"share": 0.5},
     "a quarter of the captures": {"share": 0.25},
 }
