@@ -141,7 +141,7 @@ class AblationParams:
     """Variants of joint training, each trained so long and so often."""
 
     seeds: int = 1
-    steps: int = 80
+    steps: int = 60
 
 
 @dataclass(frozen=True)
