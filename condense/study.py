@@ -94,6 +94,7 @@ SECTIONS = [
         "ablations",
         "What matters in joint training",
         "Variants with one thing changed each, trained for fewer steps than the main runs, so comparable with each other "
-        "only. Ranks are effective ranks after the last step: near 1 is a collapse.",
+        "only. Ranks are effective ranks of centred features after the last step. A collapse onto a common mean, as of the "
+        "variant that only makes 2D and 3D alike, can leave them high: it shows as an agreement margin of 0, and in the probes.",
     ),
 ]
