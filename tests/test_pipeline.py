@@ -104,3 +104,4 @@ def test_a_notebook_keeps_its_form(notebook):
     for cell in found:
         if cell["cell_type"] == "code" and cell["outputs"]:
             assert "NBVAL_CHECK_OUTPUT" in "".join(cell["source"]), "outputs in git: strip them"
+            assert cell["execution_count"], "nbval takes an output of a cell that was never run for an error"
