@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 def set_threads(threads: int = 1) -> None:
     """Sets the threads of torch and of the linear algebra below numpy and scipy; the one place that does.
 
-    Two processes with two threads each wait for each other: probes took ten times as long.
+    Two processes with two threads each on two cores wait for each other, and both are slower than with one.
     """
     torch.set_num_threads(threads)
     threadpool_limits(threads)  # libraries that are loaded, ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -44,16 +45,16 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Mixed:
+class Mixed(ABC):
     """Two colours, mixed by an `_amount` that a subclass says; `pattern` is the adjective that a caption uses."""
 
     a: Colour
     b: Colour
     pattern: ClassVar[str]
 
+    @abstractmethod
     def _amount(self, points: np.ndarray) -> np.ndarray:
         """How much of `b`, from 0 to 1, shows at points [N, 3]: [N]."""
-        raise NotImplementedError
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Colours [N, 3] in [0, 1] of points [N, 3] in the object's frame."""
