@@ -145,6 +145,42 @@ class AblationParams:
 
 
 @dataclass(frozen=True)
+class SparseParams:
+    """Key-point training, from the pre-trained networks on; one run for each of their seeds."""
+
+    steps: int = 200
+    warmup: int = 20
+    captures: int = 6  # a step, each with two views and two copies of its scene
+    voxels: int = 8_000  # of the first copies, at most
+    samples: int = 192  # voxels of a capture, seen in both views
+    temperature: float = 0.07
+    match_weight: float = 1.0
+    reliable_weight: float = 1.0
+    distinct_weight: float = 1.0
+    lift_weight: float = 1.0
+    dense_weight: float = 0.2
+    cells: int = 512  # rows contrasted in the dense terms, as in `PretrainParams`
+    dense_temperature: float = 0.1
+    drop_above: float = 0.6
+    seen_at_least: float = 0.01
+    head_lr: float = 3e-3
+    student_lr: float = 1e-3
+    net3d_lr: float = 2e-3
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    any_angle: float = 0.5  # share of copies turned by any angle; the others by quarter turns
+    crop: float = 0.5  # share of second copies that are cropped
+    recolour: float = 0.2  # strength of colour augmentation of scenes and images, and
+    recolour_strong: float = 1.0  # in a share
+    repaint: float = 0.2  # of the scenes
+    hide_colour: float = 0.2  # share of scenes whose colour is hidden
+    light: float = 0.4  # how much brighter or darker a view gets towards its border
+    replace_background: float = 0.5  # share of views with masks that get another background
+    log_every: int = 10
+    checkpoint_every: int = 100
+
+
+@dataclass(frozen=True)
 class ClassificationParams:
     """Fine-tuning for classification."""
 
@@ -179,6 +215,7 @@ class Params:
     pretrain: PretrainParams = field(default_factory=PretrainParams)
     baselines: BaselinesParams = field(default_factory=BaselinesParams)
     ablations: AblationParams = field(default_factory=AblationParams)
+    sparse: SparseParams = field(default_factory=SparseParams)
     classification: ClassificationParams = field(default_factory=ClassificationParams)
     segmentation: SegmentationParams = field(default_factory=SegmentationParams)
 

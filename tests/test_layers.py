@@ -14,6 +14,9 @@ synthetic
 grid
 voxels
 datasets
+keypoints
+poses ranking repositoryfiles
+repository
 raymarch
 rayoperator
 field
@@ -26,8 +29,10 @@ teacher
 losses
 links
 model batches
+sparse sparsebatch
 joint baselines ablations
 pretrain
+sparsetrain
 tasks
 figures charts viewer
 report run notebooks study

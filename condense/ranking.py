@@ -1,0 +1,74 @@
+"""What a scene repository ranks by: pooled vectors, key points' similarity, and how sure an answer is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def pool(descriptors: Tensor, scores: Tensor, parts: int, rounds: int = 10) -> Tensor:
+    """[P, D] unit vectors that stand for unit descriptors [K, D], weighted by their scores [K].
+
+    One is the mean. More are the centres of spherical k-means (Dhillon and Modha 2001), started from the descriptor of
+    the highest score and then from those least like the ones before: no draw is random. Fewer descriptors than parts
+    give some centre twice.
+    """
+    weighted = descriptors * scores.clamp_min(1e-6)[:, None]
+    if parts == 1:
+        return normalize(weighted.sum(0, keepdim=True), dim=1)
+    chosen = [int(scores.argmax())]
+    nearest = descriptors @ descriptors[chosen[0]]
+    while len(chosen) < parts:
+        chosen.append(int(nearest.argmin()))
+        nearest = torch.maximum(nearest, descriptors @ descriptors[chosen[-1]])
+    centres = descriptors[chosen]
+    for _ in range(rounds):
+        owner = (descriptors @ centres.T).argmax(dim=1)
+        sums = torch.zeros_like(centres).index_add_(0, owner, weighted)
+        centres = torch.where(sums.norm(dim=1, keepdim=True) > 0, normalize(sums, dim=1), centres)
+    return centres
+
+
+def coarse_similarity(query: Tensor, pooled: Tensor) -> Tensor:
+    """[S] mean over the query's pooled vectors [P, D] of the highest cosine with a scene's, [S, P', D]."""
+    return (pooled.flatten(0, 1) @ query.T).view(*pooled.shape[:2], -1).amax(dim=1).mean(dim=1)
+
+
+def local_similarity(query: Tensor, stores: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Similarity [S] of key points [Q, D] to each of S scenes, descriptors [K_s, D], and all cosines [K_s, Q]."""
+    bank = torch.cat(list(stores)).float()
+    cosines = (bank @ query.T).split([len(store) for store in stores])
+    return torch.stack([cosine.amax(dim=0).mean() for cosine in cosines]), list(cosines)
+
+
+def calibrate(features: ArrayLike, correct: ArrayLike) -> list[float]:
+    """Weights of the features of answers, and the bias last, by logistic regression.
+
+    Fit them on validation queries and hand them to `SceneRepository.set_calibration`.
+
+    Args:
+        features: [N, 4] of answers, right and wrong ones.
+        correct: [N] bool.
+
+    Raises:
+        ValueError: all answers are right, or all wrong.
+    """
+    correct = np.asarray(correct, dtype=bool)
+    if correct.all() or not correct.any():
+        raise ValueError(f"calibration needs right and wrong answers: {correct.sum()} of {len(correct)} are right")
+    model = LogisticRegression(C=100, max_iter=1000).fit(np.asarray(features, dtype=float), correct)
+    return [*map(float, model.coef_[0]), float(model.intercept_[0])]
+
+
+def margins(rank: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[S] by how much each ranks before the best of the others; behind it, negative; 0 for a single one."""
+    if len(rank) == 1:
+        return np.zeros(1)
+    second, first = np.sort(rank)[-2:]
+    return np.where(np.arange(len(rank)) == rank.argmax(), first - second, rank - first)

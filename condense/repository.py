@@ -1,0 +1,416 @@
+"""A searchable store of condensed scenes: which scene does this image show, which scene is this one again?
+
+A query takes two steps. A shortlist: every scene's few pooled vectors against the query's, exactly and in memory. Then
+key points: each of the query's finds its most similar in each scene of the shortlist; mutual matches with the most
+similar few are verified by geometry, PnP for an image and a rigid alignment for a scene. Nothing is trained or fitted
+to a scene at query time. Not differentiable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from condense import repositoryfiles as files
+from condense.keypoints import ImageKeyPoints, KeyPoints
+from condense.poses import ImagePose, image_pose, mutual_matches, refined_by_projection, scene_pose
+from condense.ranking import coarse_similarity, local_similarity, margins, pool
+from condense.repositoryfiles import Index, Pack, Place
+
+Matches = NDArray[np.int64]
+Posed = Callable[[KeyPoints, Matches], tuple[NDArray[np.float64], NDArray[np.bool_]] | None]
+PACK = 1024  # scenes of one file, where many are saved at once
+UNCALIBRATED = [10.0, 20.0, 2.0, 1.0, -12.0]  # rises with every feature; a guess, until `calibrate` has seen answers
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A scene that a query may show.
+
+    Args:
+        name: of the scene.
+        score: in [0, 1], how likely it is the right one: a logistic function of `features`.
+        similarity: mean over the query's key points of the highest cosine with one of the scene's.
+        features: [4] similarity; margin, by which it ranks before the best other scene (negative: behind);
+            share of matches that are inliers; log(1 + inliers). The last two are 0 for a scene that was not verified.
+        pose: [4, 4] T_world_from_camera for an image, T_scene_from_query for a scene; None where none was found.
+        inliers: [M, 2] key points of the query and of the scene that match and agree with the pose.
+    """
+
+    name: str
+    score: float
+    similarity: float
+    features: NDArray[np.float64]
+    pose: NDArray[np.float64] | None
+    inliers: Matches
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A scene in memory; `file` is its pack on disk, where there is one, and `thumbnail` a PNG."""
+
+    pack: Pack
+    row: int
+    meta: dict[str, Any]
+    thumbnail: bytes | Path | None = None
+    file: str | None = None
+
+
+@dataclass
+class SceneRepository:
+    """Condensed scenes by name.
+
+    Args:
+        model: fingerprint of the network whose descriptors it holds (`repositoryfiles.fingerprint`).
+        dim: length of a descriptor.
+        parts: pooled vectors a scene; more find better and take longer.
+        folder: set by `open`: what changes is written there at once.
+    """
+
+    model: str
+    dim: int = 64
+    parts: int = 8
+    calibration: dict[str, list[float]] = field(default_factory=dict)  # by kind of query: "image", "scene"
+    folder: Path | None = None
+    _entries: dict[str, Entry] = field(default_factory=dict, repr=False)
+    _pooled: Tensor | None = field(default=None, repr=False)  # [S, P, D], made when first needed
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all scenes, in the order they came."""
+        return list(self._entries)
+
+    def add(
+        self, name: str, keypoints: KeyPoints, meta: dict[str, Any] | None = None, thumbnail: ArrayLike | None = None
+    ) -> None:
+        """Adds a scene; on an opened repository it is on disk when this returns.
+
+        Args:
+            name: any text that no other scene has.
+            keypoints: of the scene, at least one.
+            meta: JSON values to keep with it.
+            thumbnail: [H, W, 3] uint8.
+
+        Raises:
+            ValueError: the name is taken, there are no key points, or their descriptors do not fit.
+            TypeError: `meta` is not JSON.
+        """
+        if name in self._entries:
+            raise ValueError(f"the repository has a scene {name!r} already: remove it first, or choose another name")
+        if not len(keypoints):
+            raise ValueError(f"scene {name!r} has no key points: there is nothing to find it by")
+        descriptors = normalize(self._checked(keypoints.descriptors, f"scene {name!r}"), dim=1)
+        meta = json.loads(json.dumps(meta or {}))
+        pack = Pack.of(
+            dataclasses.replace(keypoints, descriptors=descriptors), pool(descriptors, keypoints.scores, self.parts)
+        )
+        entry = Entry(pack, 0, meta, None if thumbnail is None else _png(thumbnail))
+        if self.folder is not None:
+            picture = _kept(self.folder, entry.thumbnail)
+            entry = dataclasses.replace(entry, file=files.write_pack(self.folder, pack), thumbnail=picture)
+        self._change({**self._entries, name: entry})
+
+    def remove(self, name: str) -> None:
+        """Takes a scene out, and off the disk.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        self._entry(name)
+        self._change({other: entry for other, entry in self._entries.items() if other != name})
+        if self.folder is not None:
+            _delete(files.leftovers(self.folder))
+
+    def scene(self, name: str) -> KeyPoints:
+        """The key points of a scene, as precise as they are kept. KeyError: no scene has that name."""
+        entry = self._entry(name)
+        return entry.pack.scene(entry.row)
+
+    def meta(self, name: str) -> dict[str, Any]:
+        """What was said of a scene when it was added."""
+        return self._entry(name).meta
+
+    def thumbnail(self, name: str) -> NDArray[np.uint8] | None:
+        """[H, W, 3] uint8, or None where the scene came without one."""
+        picture = self._entry(name).thumbnail
+        return None if picture is None else np.asarray(Image.open(io.BytesIO(_content(picture))).convert("RGB"))
+
+    def query_image(
+        self,
+        keypoints: ImageKeyPoints,
+        K: ArrayLike,
+        top: int = 10,
+        shortlist: int = 50,
+        verify: int = 5,
+        max_error: float = 0.03,
+        weight: float = 0.05,
+        seed: int = 0,
+    ) -> list[Answer]:
+        """The scenes that an image may show, best first; [] for an image with no key points.
+
+        Scenes rank by similarity + weight * log(1 + inliers). The first one's pose is refined by projection.
+
+        Args:
+            keypoints: of the image.
+            K: [3, 3] intrinsics in pixels, of an image of `keypoints.size`.
+            top: answers at most.
+            shortlist: scenes whose key points are compared.
+            verify: scenes whose geometry is.
+            max_error: reprojection error of an inlier, as a share of the longer side of the image.
+            weight: of geometry against similarity.
+            seed: of RANSAC.
+
+        Raises:
+            ValueError: the descriptors do not fit, or K is no matrix of intrinsics.
+        """
+        radius = max_error * max(keypoints.size)
+
+        def posed(scene: KeyPoints, matches: Matches) -> tuple[NDArray[np.float64], NDArray[np.bool_]] | None:
+            pixels, points = keypoints.positions[matches[:, 0]], scene.positions[matches[:, 1]]
+            found = image_pose(pixels, points, K, keypoints.size, radius, seed)
+            return None if found is None else (found.T_world_from_camera, found.inliers)
+
+        answers = self._query("image", keypoints.descriptors, keypoints.scores, posed, shortlist, verify, weight)
+        if answers and answers[0].pose is not None:
+            first = ImagePose(answers[0].pose, np.ones(len(answers[0].inliers), dtype=bool))
+            better = refined_by_projection(first, keypoints, self.scene(answers[0].name), K, radius, seed)
+            if better is not None:
+                pose, matches = better
+                refined = {"pose": pose.T_world_from_camera, "inliers": matches[pose.inliers]}
+                answers[0] = dataclasses.replace(answers[0], **refined)  # type: ignore[arg-type]
+        return answers[:top]
+
+    def query_scene(
+        self,
+        keypoints: KeyPoints,
+        top: int = 10,
+        shortlist: int = 50,
+        verify: int = 5,
+        max_error: float = 0.04,
+        weight: float = 0.05,
+        seed: int = 0,
+        scale: bool = False,
+        leave_out: Collection[str] = (),
+    ) -> list[Answer]:
+        """The scenes that a scene may be, best first; [] for a scene with no key points. As `query_image`, but for:
+
+        Args:
+            keypoints: of the scene that is asked for.
+            max_error: distance of an inlier from its match, as a share of the diagonal of the query's bounding box.
+            scale: whether the scenes may differ in scale.
+            leave_out: names that are no answer; its own, when a scene of the repository looks for duplicates.
+        """
+        size = float((keypoints.positions.amax(0) - keypoints.positions.amin(0)).norm()) if len(keypoints) else 0.0
+
+        def posed(scene: KeyPoints, matches: Matches) -> tuple[NDArray[np.float64], NDArray[np.bool_]] | None:
+            a, b = keypoints.positions[matches[:, 0]], scene.positions[matches[:, 1]]
+            found = scene_pose(a, b, max(max_error * size, 1e-9), seed, scale)
+            return None if found is None else (found.T_b_from_a, found.inliers)
+
+        arguments = (keypoints.descriptors, keypoints.scores, posed, shortlist, verify, weight)
+        return self._query("scene", *arguments, leave_out)[:top]
+
+    def query_vector(self, vector: Tensor, top: int = 10) -> list[tuple[str, float]]:
+        """The scenes with a pooled vector nearest to `vector` [D], a sentence's for one, and their cosines."""
+        vector = normalize(self._checked(vector[None], "the vector"), dim=1)
+        if not self._entries:
+            return []
+        best, order = coarse_similarity(vector, self._pools()).topk(min(top, len(self)))
+        names = self.names
+        return [(names[place], value) for place, value in zip(order.tolist(), best.tolist(), strict=True)]
+
+    def set_calibration(self, kind: str, weights: list[float]) -> None:
+        """Keeps what `calibrate` found for "image" or "scene" queries.
+
+        Raises:
+            ValueError: another kind, or not 5 numbers.
+        """
+        if kind not in ("image", "scene") or len(weights) != len(UNCALIBRATED):
+            raise ValueError(f"a calibration is of 'image' or 'scene' queries and has 5 numbers: {kind!r}, {weights}")
+        self.calibration[kind] = weights
+        self._change(self._entries)
+
+    def save(self, folder: Path) -> None:
+        """Writes everything to `folder`, packed; a repository that is there already is replaced.
+
+        Raises:
+            FileExistsError: the folder holds something else.
+        """
+        _refuse_foreign(folder)
+        names, placed = self.names, {}
+        for start in range(0, len(names), PACK):
+            group = [self._entries[name] for name in names[start : start + PACK]]
+            file = files.write_pack(folder, files.join([(entry.pack, entry.row) for entry in group]))
+            for row, (name, entry) in enumerate(zip(names[start:], group, strict=False)):
+                placed[name] = dataclasses.replace(entry, row=row, file=file, thumbnail=_kept(folder, entry.thumbnail))
+        self._write(folder, placed)
+        _delete(files.leftovers(folder))
+        if folder == self.folder:
+            self._entries = self.load(folder)._entries
+
+    @classmethod
+    def load(cls, folder: Path, model: str | None = None) -> SceneRepository:
+        """Reads what `save` wrote; later changes stay in memory. Key points are mapped: read when first needed.
+
+        Args:
+            folder: of the repository.
+            model: fingerprint of the network that will ask; None asks no questions.
+
+        Raises:
+            FileNotFoundError: the folder is no repository, or lacks a file.
+            ValueError: a file is damaged, or another model built it.
+        """
+        index = files.read_index(folder)
+        if model is not None and model != index.model:
+            raise ValueError(
+                f"{folder} was built by model {index.model}, not by {model}: descriptors of two models do not compare; "
+                "build it again"
+            )
+        packs = {f: files.read_pack(folder, f, index.dim) for f in dict.fromkeys(p.pack for p in index.scenes.values())}
+        entries = {}
+        for name, place in index.scenes.items():
+            if not 0 <= place.row < len(packs[place.pack].starts) - 1:
+                raise ValueError(f"{folder / files.INDEX} is damaged: {place.pack} has no scene {place.row}")
+            picture = None if place.thumbnail is None else folder / files.FILES / place.thumbnail
+            entries[name] = Entry(packs[place.pack], place.row, place.meta, picture, place.pack)
+        return cls(index.model, index.dim, index.parts, index.calibration, _entries=entries)
+
+    @classmethod
+    def open(cls, folder: Path, model: str, dim: int = 64, parts: int = 8) -> SceneRepository:
+        """As `load`, but what changes is written to the folder at once; makes a repository where there is none.
+
+        Many scenes are added faster in memory and saved once: each write here replaces the whole index.
+
+        Raises:
+            FileExistsError: the folder holds something else.
+            FileNotFoundError, ValueError: of `load`.
+        """
+        if (folder / files.INDEX).is_file():
+            repository = cls.load(folder, model)
+        else:
+            _refuse_foreign(folder)
+            repository = cls(model, dim, parts)
+            repository._write(folder, {})
+        repository.folder = folder
+        return repository
+
+    def _query(
+        self,
+        kind: str,
+        descriptors: Tensor,
+        scores: Tensor,
+        posed: Posed,
+        shortlist: int,
+        verify: int,
+        weight: float,
+        leave_out: Collection[str] = (),
+    ) -> list[Answer]:
+        """The answers from the shortlist, in order."""
+        if not len(descriptors) or len(self) <= len(set(leave_out) & set(self._entries)):
+            return []
+        query = normalize(self._checked(descriptors, "the query"), dim=1)
+        names = self._shortlist(query, scores, shortlist, leave_out)
+        entries = [self._entries[name] for name in names]
+        similarity, cosines = local_similarity(query, [e.pack.descriptors[e.pack.rows(e.row)] for e in entries])
+        poses: list[NDArray[np.float64] | None] = [None] * len(names)
+        inliers, share = [np.zeros((0, 2), dtype=np.int64)] * len(names), np.zeros(len(names))
+        for place in similarity.argsort(descending=True, stable=True)[:verify].tolist():
+            matches = mutual_matches(cosines[place].T)
+            found = posed(self.scene(names[place]), matches)
+            if found is not None:
+                poses[place], right = found
+                inliers[place], share[place] = matches[right], right.mean()
+        counts = np.log1p([len(pairs) for pairs in inliers])
+        rank = similarity.double().numpy() + weight * counts
+        features = np.stack([similarity.double().numpy(), margins(rank), share, counts], axis=1)
+        *slopes, bias = self.calibration.get(kind, UNCALIBRATED)
+        score = 1 / (1 + np.exp(-(features @ slopes + bias)))
+        return [
+            Answer(names[i], float(score[i]), float(similarity[i]), features[i], poses[i], inliers[i])
+            for i in np.argsort(-rank, kind="stable")
+        ]
+
+    def _shortlist(self, query: Tensor, scores: Tensor, count: int, leave_out: Collection[str]) -> list[str]:
+        """Names of the scenes whose pooled vectors are nearest to those of a query."""
+        names = self.names
+        similarity = coarse_similarity(pool(query, scores, self.parts), self._pools())
+        if leave_out:
+            similarity[[place for place, name in enumerate(names) if name in set(leave_out)]] = -torch.inf
+            count = min(count, int((similarity > -torch.inf).sum()))
+        return [names[place] for place in similarity.topk(min(count, len(names))).indices.tolist()]
+
+    def _pools(self) -> Tensor:
+        if self._pooled is None:
+            self._pooled = torch.stack([entry.pack.pooled[entry.row] for entry in self._entries.values()])
+        return self._pooled
+
+    def _checked(self, descriptors: Tensor, what: str) -> Tensor:
+        if descriptors.ndim != 2 or descriptors.shape[1] != self.dim:
+            raise ValueError(f"{what} has descriptors of shape {tuple(descriptors.shape)}, not (K, {self.dim})")
+        if not torch.isfinite(descriptors).all():
+            raise ValueError(f"{what} has descriptors that are not finite: look at the network and the image")
+        return descriptors.detach().float().cpu()
+
+    def _entry(self, name: str) -> Entry:
+        if name not in self._entries:
+            raise KeyError(f"the repository has no scene {name!r}, but {len(self)} others")
+        return self._entries[name]
+
+    def _change(self, entries: dict[str, Entry]) -> None:
+        """Takes over `entries`: on disk first, so that a write that fails changes nothing."""
+        if self.folder is not None:
+            self._write(self.folder, entries)
+        self._entries, self._pooled = entries, None
+
+    def _write(self, folder: Path, entries: dict[str, Entry]) -> None:
+        """Replaces the index in `folder`, where the files of `entries` are already."""
+        scenes = {}
+        for name, entry in entries.items():
+            picture = entry.thumbnail.name if isinstance(entry.thumbnail, Path) else None
+            scenes[name] = Place(str(entry.file), entry.row, picture, entry.meta)
+        files.write_index(folder, Index(self.model, self.dim, self.parts, self.calibration, scenes))
+
+
+def _png(image: ArrayLike) -> bytes:
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"a thumbnail is [H, W, 3] uint8, not {pixels.shape} {pixels.dtype}")
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _content(picture: bytes | Path) -> bytes:
+    return picture.read_bytes() if isinstance(picture, Path) else picture
+
+
+def _kept(folder: Path, picture: bytes | Path | None) -> Path | None:
+    """Where in the folder a thumbnail lies; it is written there if need be."""
+    if picture is None or (isinstance(picture, Path) and picture.parent == folder / files.FILES):
+        return picture  # type: ignore[return-value]
+    return folder / files.FILES / files.write_file(folder, _content(picture), ".png")
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if not (folder / files.INDEX).is_file() and folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} holds files but no {files.INDEX}: give a new folder, or an empty one")
+
+
+def _delete(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,266 @@
+"""Key-point training, on top of the dense networks and together with them.
+
+Terms, of pixels u and u' in two views and the voxel v that both show:
+
+- `match`: InfoNCE between the descriptors of u and v, u' and v, u and u', and of v and its other copy (turned,
+  recoloured, cropped); all other samples of the batch are negatives, next neighbours left out;
+- `reliable`: the score's first factor is the probability that the descriptor matches (binary cross-entropy), and 0
+  beside the object where there is a mask;
+- `distinct`: the second factor looks alike around u, u' and v, and peaks: cosine similarity and peakiness of patches,
+  as R2D2 (Revaud et al., NeurIPS 2019) has them between two images;
+- `lift`: 2D and 3D scores agree through the ray operator: voxels with the mean of the 2D scores that the operator's
+  transpose carries to them, and rendered voxels with the 2D scores;
+- `dense`: agreement, voxel targets and prior of dense pre-training, which keep the networks what they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import (
+    adaptive_avg_pool2d,
+    binary_cross_entropy_with_logits,
+    cosine_similarity,
+    l1_loss,
+    normalize,
+)
+
+from condense.joint import SOLID, some_rows
+from condense.keypoints import sample_map
+from condense.links import Links, load_links
+from condense.losses import false_negatives, info_nce, prior_loss
+from condense.model import batch_features, load_model, recalibrate
+from condense.params import SparseParams
+from condense.paths import write_atomically
+from condense.pretrain import load_checkpoint, save_checkpoint, warmup_cosine
+from condense.sparse import SparseModel, keypoint_score, save_sparse
+from condense.sparsebatch import SparseBatch, draw_sparse
+
+NEAR = 1.8  # voxels; samples closer than that do not repel each other
+PATCH, ANCHORS = 12, 16  # samples of a patch of the term "distinct", and patches of a capture
+Maps = list[tuple[Tensor, Tensor, Tensor]]  # of each image: dense [D, h, w], descriptors [D, H, W], logits [2, H, W]
+
+
+def sparse_losses(
+    model: SparseModel, batch: SparseBatch, params: SparseParams, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The terms of one step, each a scalar; differentiable in the heads and in both networks."""
+    features = batch_features(model.dense.net3d, batch.voxels, batch.visible)  # [N of both copies, D]
+    descriptors, logits = model.voxel_head(features)
+    maps = image_maps(model, batch.images)
+    views = [sampled(maps, batch, place) for place in (0, 1)]  # of each: descriptors [S, D], logits [S, 2]
+    voxel, voxel_logits = descriptors[batch.samples], logits[batch.samples]
+    near, here = too_near(batch), batch.twins >= 0
+    (one, one_logits), (two, two_logits) = views
+    other = descriptors[batch.twins[here]]
+    matches = [info_nce(a, b, params.temperature, near) for a, b in ((one, voxel), (two, voxel), (one, two))]
+    matches.append(info_nce(voxel[here], other, params.temperature, near[here][:, here]))
+    chances = [match_probability(view, voxel, batch.owner, near, params.temperature) for view in (one, two)]
+    targets = [(one_logits, chances[0]), (two_logits, chances[1]), (voxel_logits, (chances[0] + chances[1]) / 2)]
+    reliable = [binary_cross_entropy_with_logits(values[:, 0], target) for values, target in targets]
+    patches = draw_patches(batch, generator)
+    own = slice(batch.operator.voxels)
+    scores2d = torch.cat([_cells(keypoint_score(m[2].movedim(0, -1)), size) for m, size in _zip(maps, batch)])
+    dense2d = torch.cat([m[0].flatten(1).T for m in maps])
+    return {
+        "match": torch.stack(matches).mean(),
+        "reliable": torch.stack(reliable).mean() + beside(maps, batch),
+        "distinct": distinct_loss(
+            [values[:, 1].sigmoid()[patches] for values in (one_logits, two_logits, voxel_logits)]
+        ),
+        "lift": score_agreement(keypoint_score(logits[own]), scores2d, batch),
+        "dense": dense_loss(features[own], dense2d, batch, params, generator),
+    }
+
+
+def image_maps(model: SparseModel, images: Sequence[Tensor]) -> Maps:
+    """What `SparseModel.image_maps` makes of each image; images of one size run together."""
+    found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    for size in sorted({tuple(image.shape) for image in images}):
+        group = [i for i, image in enumerate(images) if tuple(image.shape) == size]
+        maps = model.image_maps(torch.stack([images[i] for i in group]))
+        found |= {i: (maps[0][k], maps[1][k], maps[2][k]) for k, i in enumerate(group)}
+    return [found[i] for i in range(len(images))]
+
+
+def _zip(maps: Maps, batch: SparseBatch):
+    return zip(maps, batch.cells, strict=True)
+
+
+def _cells(score: Tensor, cells: tuple[int, int]) -> Tensor:
+    """[h w] means of a score map over the cells of a feature map."""
+    return adaptive_avg_pool2d(score[None, None], cells).flatten()
+
+
+def sampled(maps: Maps, batch: SparseBatch, place: int) -> tuple[Tensor, Tensor]:
+    """Descriptors [S, D], unit length, and logits [S, 2] where each sample shows in the view `place` of its capture."""
+    described, scored = [], []
+    for number in range(len(maps) // 2):
+        at = batch.pixels[batch.owner == number, place]
+        height, width = batch.images[2 * number + place].shape[1:]
+        _, descriptors, logits = maps[2 * number + place]
+        described.append(sample_map(descriptors, at, (width, height)))
+        scored.append(sample_map(logits, at, (width, height)))
+    return normalize(torch.cat(described), dim=1), torch.cat(scored)
+
+
+def too_near(batch: SparseBatch) -> Tensor:
+    """[S, S] bool: other samples of the same scene within NEAR voxels; not differentiable."""
+    close = torch.cdist(batch.places, batch.places) < NEAR
+    return (close & (batch.owner[:, None] == batch.owner)).fill_diagonal_(False)
+
+
+@torch.no_grad()
+def match_probability(pixel: Tensor, voxel: Tensor, owner: Tensor, near: Tensor, temperature: float) -> Tensor:
+    """[S] how likely a pixel and its voxel find each other among the samples of their scene: both softmaxes multiplied.
+
+    Args:
+        pixel: [S, D] descriptors.
+        voxel: [S, D] descriptors.
+        owner: [S] whose sample each is.
+        near: [S, S] pairs that do not compete.
+        temperature: of the softmax.
+    """
+    logits = (pixel @ voxel.T / temperature).masked_fill(near | (owner[:, None] != owner), -torch.inf)
+    return logits.softmax(0).diagonal() * logits.softmax(1).diagonal()
+
+
+def beside(maps: Maps, batch: SparseBatch) -> Tensor:
+    """Binary cross-entropy of "reliable" against 0 in the cells outside the images' masks; 0 without such cells."""
+    logits = torch.cat([_cells(m[2][0], size) for m, size in _zip(maps, batch)])[~batch.inside]
+    return binary_cross_entropy_with_logits(logits, torch.zeros_like(logits)) if len(logits) else logits.sum()
+
+
+def draw_patches(batch: SparseBatch, generator: torch.Generator) -> Tensor:
+    """[P, PATCH] rows of samples: random ones, each with its nearest neighbours in the same scene."""
+    patches = []
+    for number in batch.owner.unique():
+        rows = torch.nonzero(batch.owner == number)[:, 0]
+        if len(rows) >= PATCH:
+            anchors = rows[torch.randperm(len(rows), generator=generator)[:ANCHORS]]
+            distance = torch.cdist(batch.places[anchors], batch.places[rows])
+            patches.append(rows[distance.topk(PATCH, largest=False).indices])
+    return torch.cat(patches) if patches else batch.samples.new_zeros(0, PATCH)
+
+
+def distinct_loss(patches: Sequence[Tensor]) -> Tensor:
+    """Half of 1 - cosine similarity of matching patches' scores [P, PATCH], half of 1 - (maximum - mean) of each."""
+    if not len(patches[0]):
+        return patches[0].sum()
+    one, two, voxel = patches
+    alike = torch.stack([1 - cosine_similarity(a, b).mean() for a, b in ((one, two), (one, voxel), (two, voxel))])
+    peaks = torch.stack([1 - (scores.amax(1) - scores.mean(1)).mean() for scores in patches])
+    return (alike.mean() + peaks.mean()) / 2
+
+
+def score_agreement(scores3d: Tensor, scores2d: Tensor, batch: SparseBatch) -> Tensor:
+    """L1 between the scores of cells [rows] and of voxels [N], rendered one way and lifted the other."""
+    rendered, opacity = batch.operator.render(scores3d[:, None])[:, 0], batch.operator.opacity
+    lifted, weight = batch.operator.lift_mean(scores2d[:, None])
+    solid, seen = opacity >= SOLID, weight > 0
+    return l1_loss(rendered[solid] / opacity[solid], scores2d[solid]) + l1_loss(
+        scores3d[seen], lifted[seen, 0].detach()
+    )
+
+
+def dense_loss(
+    features: Tensor, cells: Tensor, batch: SparseBatch, params: SparseParams, generator: torch.Generator
+) -> Tensor:
+    """What keeps the dense space: rendered and student's cells agree, voxels and cells stay with the lifted targets.
+
+    Args:
+        features: [N, D] of voxels.
+        cells: [rows, D] of the student.
+        batch: where they belong.
+        params: temperature and sizes.
+        generator: draws the rows that are contrasted.
+    """
+    opacity = batch.operator.opacity
+    rows = some_rows((opacity >= SOLID) & batch.inside, params.cells, generator)
+    inside = some_rows(batch.seen > params.seen_at_least, params.cells, generator)
+    target = (batch.operator.render(batch.target) / opacity.clamp_min(1e-6)[:, None])[rows]
+    rendered = batch.operator.render(features)[rows]
+    alike = false_negatives(target, params.drop_above)
+    voxels = batch.target[inside]
+    return (
+        info_nce(cells[rows], rendered, params.dense_temperature, alike)
+        + info_nce(features[inside], voxels, params.dense_temperature, false_negatives(voxels, params.drop_above))
+        + prior_loss(cells[rows], target)
+    )
+
+
+def train_sparse(
+    folder: Path, dense: Path, links: Sequence[Path], params: SparseParams, seed: int, stop: int | None = None
+) -> Path:
+    """Trains the heads and both networks of one seed; picks up its newest checkpoint. One job of `parallel_map`.
+
+    Args:
+        folder: of this seed; gets the model (`save_sparse`), `history.json` and, meanwhile, checkpoints.
+        dense: the pre-trained model's folder.
+        links: files of the captures to train on; only their training views are read.
+        params: the settings.
+        seed: of the heads' weights and of all draws.
+        stop: end after so many steps, leaving a checkpoint (for tests); None trains to the end.
+
+    Returns:
+        `folder`.
+    """
+    if (folder / "history.json").is_file():
+        return folder
+    captures = [load_links(path) for path in links]
+    model = SparseModel(load_model(dense), seed)
+    optimizer = make_optimizer(model, params)
+    step, history = load_checkpoint(folder, model, optimizer)  # type: ignore[arg-type]
+    while step < params.steps and step != stop:
+        model.train()
+        terms = train_step(model, optimizer, captures, params, seed, step)
+        step += 1
+        if step % params.log_every == 0 or step == params.steps:
+            history.append({"step": step, **{name: float(term) for name, term in terms.items()}})
+        if step % params.checkpoint_every == 0 or step == stop:
+            save_checkpoint(folder, model, optimizer, step, history)  # type: ignore[arg-type]
+    if step == params.steps:
+        recalibrate(model.dense.net3d, [capture.scene for capture in captures], params.captures)
+        save_sparse(folder, model)
+        write_atomically(folder / "history.json", lambda path: path.write_text(json.dumps(history, indent=1)))
+        for path in folder.glob("step_*"):
+            path.unlink()
+    return folder
+
+
+def make_optimizer(model: SparseModel, params: SparseParams) -> torch.optim.AdamW:
+    """AdamW: one learning rate for the heads, and one for each network."""
+    parts: list[tuple[list[nn.Parameter], float]] = [
+        ([*model.image_head.parameters(), *model.voxel_head.parameters()], params.head_lr),
+        (list(model.dense.student.parameters()), params.student_lr),
+        (list(model.dense.net3d.parameters()), params.net3d_lr),
+    ]
+    groups = [{"params": some, "lr": rate, "base": rate} for some, rate in parts]
+    return torch.optim.AdamW(groups, weight_decay=params.weight_decay, foreach=True)
+
+
+def train_step(
+    model: SparseModel,
+    optimizer: torch.optim.Optimizer,
+    captures: Sequence[Links],
+    params: SparseParams,
+    seed: int,
+    step: int,
+) -> dict[str, Tensor]:
+    """One step of gradient descent in place; returns the terms."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base"] * warmup_cosine(step, params.steps, params.warmup)
+    batch = draw_sparse(captures, params, seed, step)
+    generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, step, 4]).integers(2**62)))
+    terms = sparse_losses(model, batch, params, generator)
+    optimizer.zero_grad(set_to_none=True)
+    torch.stack([getattr(params, f"{name}_weight") * term for name, term in terms.items()]).sum().backward()
+    for part in (model.dense.student, model.dense.net3d, model.image_head, model.voxel_head):
+        nn.utils.clip_grad_norm_(part.parameters(), params.clip)
+    optimizer.step()
+    return {name: term.detach() for name, term in terms.items()}

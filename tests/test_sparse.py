@@ -1,0 +1,228 @@
+"""Key-point heads and their training, on toy captures whose geometry is known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import adaptive_avg_pool2d, normalize
+from toys import tiny_teacher, toy_links
+
+from condense.links import save_links
+from condense.losses import info_nce
+from condense.model import new_model, save_model, voxel_features
+from condense.params import SparseParams
+from condense.sparse import (
+    SparseModel,
+    condense_scene,
+    detect_image,
+    detect_images,
+    keypoint_score,
+    load_sparse,
+    save_sparse,
+)
+from condense.sparsebatch import co_visible, cropped, draw_sparse, view_pair
+from condense.sparsetrain import (
+    distinct_loss,
+    draw_patches,
+    image_maps,
+    make_optimizer,
+    match_probability,
+    sampled,
+    score_agreement,
+    sparse_losses,
+    too_near,
+    train_sparse,
+    train_step,
+)
+from condense.voxels import input_features
+
+SMALL = dataclasses.replace(
+    SparseParams(), steps=4, warmup=1, captures=3, voxels=4000, samples=48, cells=64, log_every=1, checkpoint_every=2
+)
+
+
+@pytest.fixture(scope="module")
+def captures():
+    teacher = tiny_teacher()
+    return [toy_links(seed, teacher) for seed in range(4)]
+
+
+@pytest.fixture
+def model():
+    return SparseModel(new_model(tiny_teacher(), 0)).eval()
+
+
+@pytest.fixture
+def batch(captures):
+    return draw_sparse(captures, SMALL, seed=0, step=0)
+
+
+def test_untrained_descriptors_are_the_dense_features(model, captures):
+    scene = captures[0].scene
+    dense = voxel_features(model.dense.net3d, [scene])[0]
+    descriptors, logits = model.voxel_head(dense)
+    assert torch.allclose(descriptors, normalize(dense, dim=1), atol=1e-6)
+    assert torch.equal(keypoint_score(logits), torch.full((len(scene),), 0.25))
+
+
+def test_a_score_is_reliable_times_distinct():
+    logits = torch.tensor([[0.0, 0.0], [30.0, 30.0], [30.0, -30.0]])
+    assert torch.allclose(keypoint_score(logits), torch.tensor([0.25, 1.0, 0.0]), atol=1e-6)
+
+
+def test_the_model_comes_back_as_it_was_saved(model, captures, tmp_path):
+    torch.nn.init.normal_(model.voxel_head.correction.weight, generator=torch.Generator().manual_seed(0))
+    save_sparse(tmp_path, model)
+    first, second = (condense_scene(m, captures[0].scene, 16) for m in (model, load_sparse(tmp_path)))
+    assert torch.equal(first.descriptors, second.descriptors) and torch.equal(first.positions, second.positions)
+
+
+def test_sampled_voxels_show_their_own_colour_in_both_views(captures):
+    links = captures[1]
+    rng = np.random.default_rng(0)
+    pair = view_pair(links, rng)
+    rows, pixels = co_visible(links, pair, 64, rng)
+    assert len(rows) == len(rows.unique()) == len(pixels) and len(rows) > 20
+    for number, view in enumerate(pair):
+        x, y = pixels[:, number].long().unbind(1)
+        shown = view.image[y.clamp(0, 31), x.clamp(0, 31)].float() / 255
+        inner = view.mask[y.clamp(0, 31), x.clamp(0, 31)] == 255
+        error = (shown - links.scene.colour[rows]).abs().amax(1)[inner]
+        assert error.median() < 0.05  # colours vary smoothly over the toy, so a wrong place would show
+        wrong = (shown - links.scene.colour[rows.roll(len(rows) // 2)]).abs().amax(1)[inner]
+        assert wrong.median() > 3 * error.median()
+
+
+def test_a_cropped_scene_keeps_what_lies_on_one_side(captures):
+    scene, kept = cropped(captures[0].scene, np.random.default_rng(1), 1.0)
+    assert 0.35 < kept.float().mean() < 0.95 and torch.equal(scene.coords, captures[0].scene.coords[kept])
+    whole, every = cropped(captures[0].scene, np.random.default_rng(1), 0.0)
+    assert bool(every.all()) and torch.equal(whole.coords, captures[0].scene.coords)
+
+
+def test_twins_are_the_same_voxels(captures):
+    """With no turn, crop or recolouring both copies of a voxel have one feature."""
+    plain = dataclasses.replace(SMALL, any_angle=0.0, crop=1.0, recolour=0.0, repaint=0.0, hide_colour=0.0)
+    batch = draw_sparse(captures, plain, seed=0, step=1)
+    colour = batch.voxels.colour[batch.voxels.rows]
+    here = batch.twins >= 0
+    assert 0 < int(here.sum()) < len(here)
+    assert torch.allclose(colour[batch.samples[here]], colour[batch.twins[here]], atol=1e-6)
+
+
+def test_draws_hang_on_seed_and_step_alone(captures):
+    one, again, other = (draw_sparse(captures, SMALL, 0, step) for step in (3, 3, 4))
+    assert torch.equal(one.pixels, again.pixels) and torch.equal(one.images[0], again.images[0])
+    assert one.pixels.shape != other.pixels.shape or not torch.equal(one.pixels, other.pixels)
+
+
+def test_neighbours_in_one_scene_do_not_repel(batch):
+    near = too_near(batch)
+    i, j = torch.nonzero(near)[0].tolist()
+    assert batch.owner[i] == batch.owner[j] and (batch.places[i] - batch.places[j]).norm() < 1.8
+    assert not near.diagonal().any() and not near[batch.owner[:, None] != batch.owner].any()
+
+
+def test_match_probability_by_hand():
+    """Two samples of one scene, orthogonal descriptors: softmax of 1/t against 0, both ways; the third is alone."""
+    d = torch.eye(3)
+    p = match_probability(d, d, torch.tensor([0, 0, 1]), torch.zeros(3, 3, dtype=torch.bool), 0.5)
+    expected = (np.exp(2) / (np.exp(2) + 1)) ** 2
+    assert torch.allclose(p, torch.tensor([expected, expected, 1.0], dtype=torch.float32), atol=1e-6)
+
+
+def test_distinct_wants_peaks_in_the_same_places():
+    peak, flat = torch.eye(4)[:1].clamp_min(0.01), torch.full((1, 4), 0.5)
+    elsewhere = torch.eye(4)[1:2].clamp_min(0.01)
+    assert distinct_loss([peak] * 3) < distinct_loss([flat] * 3) < distinct_loss([peak, elsewhere, flat])
+    assert distinct_loss([torch.zeros(0, 4)] * 3) == 0
+
+
+def test_equal_scores_agree_through_the_operator(batch):
+    """A constant renders to itself times the opacity, and lifts to itself."""
+    rows, voxels = batch.operator.shape
+    same = score_agreement(torch.full((voxels,), 0.3), torch.full((rows,), 0.3), batch)
+    assert same < 1e-5
+    assert score_agreement(torch.full((voxels,), 0.3), torch.full((rows,), 0.4), batch) == pytest.approx(0.2, abs=1e-4)
+
+
+def test_patches_stay_within_a_scene_and_are_near(batch):
+    patches = draw_patches(batch, torch.Generator().manual_seed(0))
+    assert patches.shape[1] == 12 and len(patches) > 10
+    assert bool((batch.owner[patches] == batch.owner[patches[:, :1]]).all())
+    spread = (batch.places[patches] - batch.places[patches[:, :1]]).norm(dim=2).amax(1).mean()
+    assert spread < 0.6 * batch.places.std(0).norm() * 2
+
+
+def test_every_part_gets_a_gradient(model, batch):
+    model.train()
+    terms = sparse_losses(model, batch, SMALL, torch.Generator().manual_seed(0))
+    assert set(terms) == {"match", "reliable", "distinct", "lift", "dense"}
+    assert all(getattr(SMALL, f"{name}_weight") > 0 for name in terms)
+    torch.stack(list(terms.values())).sum().backward()
+    for part in (model.dense.student, model.dense.net3d, model.image_head, model.voxel_head):
+        assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in part.parameters())
+
+
+def test_the_match_term_is_info_nce_of_views_and_voxels(model, batch):
+    """The term put together from its parts by hand; nothing is detached or left out on the way."""
+    features = model.dense.net3d(batch.voxels.coords, _inputs(batch), batch.voxels.shape, len(batch.voxels.sizes))[
+        batch.voxels.rows
+    ]
+    voxel = model.voxel_head(features)[0]
+    one, two = (sampled(image_maps(model, batch.images), batch, place)[0] for place in (0, 1))
+    near, here = too_near(batch), batch.twins >= 0
+    own = voxel[batch.samples]
+    pairs = [(one, own, near), (two, own, near), (one, two, near)]
+    pairs.append((own[here], voxel[batch.twins[here]], near[here][:, here]))
+    expected = sum(info_nce(a, b, SMALL.temperature, drop) for a, b, drop in pairs) / 4
+    terms = sparse_losses(model, batch, SMALL, torch.Generator().manual_seed(0))
+    assert torch.allclose(terms["match"], expected, atol=1e-5)
+
+
+def _inputs(batch):
+    return input_features(batch.voxels, batch.visible)
+
+
+def test_a_killed_run_ends_with_the_same_numbers(captures, tmp_path):
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for links, path in zip(captures, paths, strict=False):
+        save_links(links, path)
+    save_model(tmp_path / "dense", new_model(tiny_teacher(), 0))
+    whole = train_sparse(tmp_path / "whole", tmp_path / "dense", paths, SMALL, seed=0)
+    train_sparse(tmp_path / "killed", tmp_path / "dense", paths, SMALL, seed=0, stop=2)
+    killed = train_sparse(tmp_path / "killed", tmp_path / "dense", paths, SMALL, seed=0)
+    for name in ("heads.safetensors", "net3d.safetensors", "student.safetensors", "history.json"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes()
+    assert not list(killed.glob("step_*"))
+
+
+def test_training_makes_pixels_find_their_voxels(captures, tmp_path):
+    params = dataclasses.replace(SMALL, steps=40, warmup=4, samples=96)
+    model = SparseModel(new_model(tiny_teacher(), 0))
+    optimizer = make_optimizer(model, params)
+    history = [
+        float(train_step(model.train(), optimizer, captures, params, 0, step)["match"]) for step in range(params.steps)
+    ]
+    assert np.mean(history[-5:]) < np.mean(history[:5]) - 1
+
+
+def test_key_points_of_an_image_lie_on_its_mask(model, captures):
+    view = captures[0].views[0]
+    found = detect_image(model, view.image, view.mask, 32)
+    covered = adaptive_avg_pool2d(view.mask[None, None].float(), 16)[0, 0]  # cells of 2 x 2 pixels
+    x, y = (found.positions / 2).long().unbind(1)
+    assert len(found) == 32 and bool((covered[y, x] >= 127).all()) and bool((covered < 127).any())
+    both = detect_images(model, [view.image, captures[0].views[1].image])
+    alone = detect_image(model, view.image)
+    assert torch.allclose(both[0].positions, alone.positions, atol=1e-4)
+
+
+def test_a_scene_condenses_to_the_wanted_number(model, captures):
+    scene = captures[0].scene
+    points = condense_scene(model, scene, 20)
+    assert len(points) == 20 and bool((points.scores[:-1] >= points.scores[1:]).all())
+    nearest = torch.cdist(points.positions, scene.centres).amin(1)
+    assert float(nearest.max()) < 1e-5
+    assert len(condense_scene(model, scene, 10**6)) == len(scene)
