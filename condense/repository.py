@@ -123,7 +123,8 @@ class SceneRepository:
         if self.folder is not None:
             picture = _kept(self.folder, entry.thumbnail)
             entry = dataclasses.replace(entry, file=files.write_pack(self.folder, pack), thumbnail=picture)
-        self._change({**self._entries, name: entry})
+            self._write(self.folder, {**self._entries, name: entry})
+        self._entries[name], self._pooled = entry, None
 
     def remove(self, name: str) -> None:
         """Takes a scene out, and off the disk.
