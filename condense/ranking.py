@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,6 +11,31 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import normalize
+
+Matches = NDArray[np.int64]
+UNCALIBRATED = [10.0, 20.0, 2.0, 1.0, -12.0]  # rises with every feature; a guess, until `calibrate` has seen answers
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A scene that a query may show.
+
+    Args:
+        name: of the scene.
+        score: in [0, 1], how likely it is the right one: a logistic function of `features`.
+        similarity: mean over the query's key points of the highest cosine with one of the scene's.
+        features: [4] similarity; margin, by which it ranks before the best other scene (negative: behind);
+            share of matches that are inliers; log(1 + inliers). The last two are 0 for a scene that was not verified.
+        pose: [4, 4] T_world_from_camera for an image, T_scene_from_query for a scene; None where none was found.
+        inliers: [M, 2] key points of the query and of the scene that match and agree with the pose.
+    """
+
+    name: str
+    score: float
+    similarity: float
+    features: NDArray[np.float64]
+    pose: NDArray[np.float64] | None
+    inliers: Matches
 
 
 def pool(descriptors: Tensor, scores: Tensor, parts: int, rounds: int = 10) -> Tensor:
@@ -72,3 +98,34 @@ def margins(rank: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.zeros(1)
     second, first = np.sort(rank)[-2:]
     return np.where(np.arange(len(rank)) == rank.argmax(), first - second, rank - first)
+
+
+def ranked(
+    names: Sequence[str],
+    similarity: NDArray[np.float64],
+    poses: Sequence[NDArray[np.float64] | None],
+    inliers: Sequence[Matches],
+    share: NDArray[np.float64],
+    weight: float,
+    weights: Sequence[float],
+) -> list[Answer]:
+    """Answers by similarity + weight * log(1 + inliers), best first.
+
+    Args:
+        names: of the scenes.
+        similarity: [S].
+        poses: of the verified scenes, else None.
+        inliers: of each scene, [M, 2].
+        share: [S] of its matches that are inliers.
+        weight: of geometry against similarity.
+        weights: of the four features of an `Answer`, and the bias, of its score (`calibrate`).
+    """
+    counts = np.log1p([len(pairs) for pairs in inliers])
+    rank = similarity + weight * counts
+    features = np.stack([similarity, margins(rank), share, counts], axis=1)
+    *slopes, bias = weights
+    score = 1 / (1 + np.exp(-(features @ slopes + bias)))
+    return [
+        Answer(names[i], float(score[i]), float(similarity[i]), features[i], poses[i], inliers[i])
+        for i in np.argsort(-rank, kind="stable")
+    ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,35 +26,11 @@ from torch.nn.functional import normalize
 from condense import repositoryfiles as files
 from condense.keypoints import ImageKeyPoints, KeyPoints
 from condense.poses import ImagePose, image_pose, mutual_matches, refined_by_projection, scene_pose
-from condense.ranking import coarse_similarity, local_similarity, margins, pool
+from condense.ranking import UNCALIBRATED, Answer, Matches, coarse_similarity, local_similarity, pool, ranked
 from condense.repositoryfiles import Index, Pack, Place
 
-Matches = NDArray[np.int64]
 Posed = Callable[[KeyPoints, Matches], tuple[NDArray[np.float64], NDArray[np.bool_]] | None]
 PACK = 1024  # scenes of one file, where many are saved at once
-UNCALIBRATED = [10.0, 20.0, 2.0, 1.0, -12.0]  # rises with every feature; a guess, until `calibrate` has seen answers
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A scene that a query may show.
-
-    Args:
-        name: of the scene.
-        score: in [0, 1], how likely it is the right one: a logistic function of `features`.
-        similarity: mean over the query's key points of the highest cosine with one of the scene's.
-        features: [4] similarity; margin, by which it ranks before the best other scene (negative: behind);
-            share of matches that are inliers; log(1 + inliers). The last two are 0 for a scene that was not verified.
-        pose: [4, 4] T_world_from_camera for an image, T_scene_from_query for a scene; None where none was found.
-        inliers: [M, 2] key points of the query and of the scene that match and agree with the pose.
-    """
-
-    name: str
-    score: float
-    similarity: float
-    features: NDArray[np.float64]
-    pose: NDArray[np.float64] | None
-    inliers: Matches
 
 
 @dataclass(frozen=True)
@@ -81,7 +57,7 @@ class SceneRepository:
 
     model: str
     dim: int = 64
-    parts: int = 8
+    parts: int = 1
     calibration: dict[str, list[float]] = field(default_factory=dict)  # by kind of query: "image", "scene"
     folder: Path | None = None
     _entries: dict[str, Entry] = field(default_factory=dict, repr=False)
@@ -119,9 +95,9 @@ class SceneRepository:
         pack = Pack.of(
             dataclasses.replace(keypoints, descriptors=descriptors), pool(descriptors, keypoints.scores, self.parts)
         )
-        entry = Entry(pack, 0, meta, None if thumbnail is None else _png(thumbnail))
+        entry = Entry(pack, 0, meta, None if thumbnail is None else files.png(thumbnail))
         if self.folder is not None:
-            picture = _kept(self.folder, entry.thumbnail)
+            picture = files.kept(self.folder, entry.thumbnail)
             entry = dataclasses.replace(entry, file=files.write_pack(self.folder, pack), thumbnail=picture)
             self._write(self.folder, {**self._entries, name: entry})
         self._entries[name], self._pooled = entry, None
@@ -135,7 +111,7 @@ class SceneRepository:
         self._entry(name)
         self._change({other: entry for other, entry in self._entries.items() if other != name})
         if self.folder is not None:
-            _delete(files.leftovers(self.folder))
+            files.delete(files.leftovers(self.folder))
 
     def scene(self, name: str) -> KeyPoints:
         """The key points of a scene, as precise as they are kept. KeyError: no scene has that name."""
@@ -149,7 +125,7 @@ class SceneRepository:
     def thumbnail(self, name: str) -> NDArray[np.uint8] | None:
         """[H, W, 3] uint8, or None where the scene came without one."""
         picture = self._entry(name).thumbnail
-        return None if picture is None else np.asarray(Image.open(io.BytesIO(_content(picture))).convert("RGB"))
+        return None if picture is None else np.asarray(Image.open(io.BytesIO(files.content(picture))).convert("RGB"))
 
     def query_image(
         self,
@@ -252,15 +228,17 @@ class SceneRepository:
         Raises:
             FileExistsError: the folder holds something else.
         """
-        _refuse_foreign(folder)
+        files.refuse_foreign(folder)
         names, placed = self.names, {}
         for start in range(0, len(names), PACK):
             group = [self._entries[name] for name in names[start : start + PACK]]
             file = files.write_pack(folder, files.join([(entry.pack, entry.row) for entry in group]))
             for row, (name, entry) in enumerate(zip(names[start:], group, strict=False)):
-                placed[name] = dataclasses.replace(entry, row=row, file=file, thumbnail=_kept(folder, entry.thumbnail))
+                placed[name] = dataclasses.replace(
+                    entry, row=row, file=file, thumbnail=files.kept(folder, entry.thumbnail)
+                )
         self._write(folder, placed)
-        _delete(files.leftovers(folder))
+        files.delete(files.leftovers(folder))
         if folder == self.folder:
             self._entries = self.load(folder)._entries
 
@@ -292,7 +270,7 @@ class SceneRepository:
         return cls(index.model, index.dim, index.parts, index.calibration, _entries=entries)
 
     @classmethod
-    def open(cls, folder: Path, model: str, dim: int = 64, parts: int = 8) -> SceneRepository:
+    def open(cls, folder: Path, model: str, dim: int = 64, parts: int = 1) -> SceneRepository:
         """As `load`, but what changes is written to the folder at once; makes a repository where there is none.
 
         Many scenes are added faster in memory and saved once: each write here replaces the whole index.
@@ -304,7 +282,7 @@ class SceneRepository:
         if (folder / files.INDEX).is_file():
             repository = cls.load(folder, model)
         else:
-            _refuse_foreign(folder)
+            files.refuse_foreign(folder)
             repository = cls(model, dim, parts)
             repository._write(folder, {})
         repository.folder = folder
@@ -336,15 +314,8 @@ class SceneRepository:
             if found is not None:
                 poses[place], right = found
                 inliers[place], share[place] = matches[right], right.mean()
-        counts = np.log1p([len(pairs) for pairs in inliers])
-        rank = similarity.double().numpy() + weight * counts
-        features = np.stack([similarity.double().numpy(), margins(rank), share, counts], axis=1)
-        *slopes, bias = self.calibration.get(kind, UNCALIBRATED)
-        score = 1 / (1 + np.exp(-(features @ slopes + bias)))
-        return [
-            Answer(names[i], float(score[i]), float(similarity[i]), features[i], poses[i], inliers[i])
-            for i in np.argsort(-rank, kind="stable")
-        ]
+        weights = self.calibration.get(kind, UNCALIBRATED)
+        return ranked(names, similarity.double().numpy(), poses, inliers, share, weight, weights)
 
     def _shortlist(self, query: Tensor, scores: Tensor, count: int, leave_out: Collection[str]) -> list[str]:
         """Names of the scenes whose pooled vectors are nearest to those of a query."""
@@ -385,33 +356,3 @@ class SceneRepository:
             picture = entry.thumbnail.name if isinstance(entry.thumbnail, Path) else None
             scenes[name] = Place(str(entry.file), entry.row, picture, entry.meta)
         files.write_index(folder, Index(self.model, self.dim, self.parts, self.calibration, scenes))
-
-
-def _png(image: ArrayLike) -> bytes:
-    pixels = np.asarray(image)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"a thumbnail is [H, W, 3] uint8, not {pixels.shape} {pixels.dtype}")
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _content(picture: bytes | Path) -> bytes:
-    return picture.read_bytes() if isinstance(picture, Path) else picture
-
-
-def _kept(folder: Path, picture: bytes | Path | None) -> Path | None:
-    """Where in the folder a thumbnail lies; it is written there if need be."""
-    if picture is None or (isinstance(picture, Path) and picture.parent == folder / files.FILES):
-        return picture  # type: ignore[return-value]
-    return folder / files.FILES / files.write_file(folder, _content(picture), ".png")
-
-
-def _refuse_foreign(folder: Path) -> None:
-    if not (folder / files.INDEX).is_file() and folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} holds files but no {files.INDEX}: give a new folder, or an empty one")
-
-
-def _delete(paths: Sequence[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)

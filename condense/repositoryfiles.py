@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -16,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
+from PIL import Image
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -215,3 +219,37 @@ def repair(folder: Path) -> list[str]:
 
 def _whole(path: Path) -> bool:
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()[:32] == path.stem
+
+
+def png(image: ArrayLike) -> bytes:
+    """A thumbnail [H, W, 3] uint8 as a PNG; ValueError where it is none."""
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"a thumbnail is [H, W, 3] uint8, not {pixels.shape} {pixels.dtype}")
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def content(picture: bytes | Path) -> bytes:
+    """The bytes of a thumbnail, in memory or in a file."""
+    return picture.read_bytes() if isinstance(picture, Path) else picture
+
+
+def kept(folder: Path, picture: bytes | Path | None) -> Path | None:
+    """Where in the folder a thumbnail lies; it is written there if need be."""
+    if picture is None or (isinstance(picture, Path) and picture.parent == folder / FILES):
+        return picture  # type: ignore[return-value]
+    return folder / FILES / write_file(folder, content(picture), ".png")
+
+
+def refuse_foreign(folder: Path) -> None:
+    """FileExistsError where a folder holds something other than a repository."""
+    if not (folder / INDEX).is_file() and folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} holds files but no {INDEX}: give a new folder, or an empty one")
+
+
+def delete(paths: Sequence[Path]) -> None:
+    """Removes files; one that is gone is no error."""
+    for path in paths:
+        path.unlink(missing_ok=True)
