@@ -13,6 +13,7 @@ from condense.keypoints import ImageKeyPoints, KeyPoints
 from condense.poses import pose_errors
 from condense.ranking import calibrate, coarse_similarity, local_similarity, margins, pool
 from condense.repository import SceneRepository
+from condense.repositorybench import bench_size, exhaustive, made_query, made_scene
 
 DIM = 16
 K = torch.tensor([[80.0, 0, 32], [0, 80, 32], [0, 0, 1]])
@@ -303,3 +304,13 @@ def test_one_key_point_is_enough_to_be_found_but_not_to_be_placed():
     repository.add("one", one)
     answer = repository.query_scene(one)[0]
     assert answer.name == "one" and answer.pose is None and answer.similarity == pytest.approx(1, abs=1e-3)
+
+
+def test_the_benchmark_times_what_answers_right(tmp_path, monkeypatch):
+    monkeypatch.setattr("condense.repositorybench.QUERIES", 3)
+    lines = bench_size(6, tmp_path / "r")
+    assert set(lines) == {"repository_query_6", "repository_build_6"}
+    assert lines["repository_query_6"]["other_s"] > 0 and "recall@1 1.00 of 3" in lines["repository_query_6"]["what"]
+    repository = SceneRepository.load(tmp_path / "r")
+    assert exhaustive(repository, made_query(4), block=4) == "4"  # in the second block
+    torch.testing.assert_close(repository.scene("4").positions, made_scene(4).positions)
