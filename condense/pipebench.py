@@ -20,6 +20,7 @@ from condense.paths import project_root
 from condense.plainfit import plain_fit
 from condense.pretrain import make_optimizer, train_step
 from condense.rayoperator import build_operator
+from condense.repositorybench import bench_repository
 from condense.run import Run, open_run
 
 
@@ -89,7 +90,7 @@ def main() -> None:
     """Runs every benchmark and writes `reports/benchmarks.json`."""
     set_threads(1)
     run = open_run(project_root())
-    lines = {**ray_marching(), **sparse_unet(), **field_fit(run), **joint_step(run)}
+    lines = {**ray_marching(), **sparse_unet(), **field_fit(run), **joint_step(run), **bench_repository()}
     write_table({**lines, **noop_repro(run.folder), **peak_memory(run)}, run.folder / "reports" / "benchmarks.json")
 
 

@@ -37,7 +37,7 @@ tasks
 figures charts viewer
 report run notebooks study
 benchmarks plainfit
-pipebench gpucheck cli
+repositorybench pipebench gpucheck cli
 """
 RANK = {name: row for row, names in enumerate(ORDER.split("\n")) for name in names.split()}
 
