@@ -148,11 +148,12 @@ class AblationParams:
 class SparseParams:
     """Key-point training, from the pre-trained networks on; one run for each of their seeds."""
 
-    steps: int = 200
-    warmup: int = 20
-    captures: int = 6  # a step, each with two views and two copies of its scene
-    voxels: int = 8_000  # of the first copies, at most
-    samples: int = 192  # voxels of a capture, seen in both views
+    steps: int = 800
+    warmup: int = 40
+    captures: int = 6  # a step
+    views: int = 4  # of a capture: one asks, the others answer
+    voxels: int = 4_000  # of the captures whose scenes the 3D network sees, twice, at most
+    samples: int = 96  # voxels of a capture
     temperature: float = 0.07
     match_weight: float = 1.0
     reliable_weight: float = 1.0
@@ -163,9 +164,8 @@ class SparseParams:
     dense_temperature: float = 0.1
     drop_above: float = 0.6
     seen_at_least: float = 0.01
-    head_lr: float = 3e-3
-    student_lr: float = 1e-3
-    net3d_lr: float = 2e-3
+    head_lr: float = 2e-3
+    net3d_lr: float = 1e-3
     weight_decay: float = 0.01
     clip: float = 1.0
     any_angle: float = 0.5  # share of copies turned by any angle; the others by quarter turns

@@ -16,32 +16,34 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, normalize
 
-from condense.keypoints import ImageKeyPoints, KeyPoints, spread_maxima, voxel_normals
-from condense.links import as_batch
+from condense.keypoints import ImageKeyPoints, KeyPoints, sample_map, spread_maxima, voxel_normals
+from condense.links import LinkedView, as_batch
 from condense.model import Model, load_model, save_model, voxel_features
 from condense.paths import write_atomically
 from condense.voxels import VoxelScene
 
-STRIDE = 2  # pixels a cell of the score and descriptor maps
-CANDIDATES = 4  # of so many times the wanted key points, those spread best are kept
+SEEN = 0.05  # summed weight in the views from which they describe a voxel
 
 
 class ImageHead(nn.Module):
     """Dense features and the image itself -> descriptors and scores at half the image's resolution.
 
+    A small U-Net over the image takes in the dense features half way down: they say what a place is, the image where.
+
     Args:
         dim: channels of the dense features, and of the descriptors.
-        width: of the hidden layers.
+        width: channels of the finest level; the two below have two and three times as many.
     """
 
-    def __init__(self, dim: int, width: int = 48) -> None:
+    def __init__(self, dim: int, width: int = 24) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width // 2, 3, padding=1), nn.GELU(), nn.Conv2d(width // 2, width, 3, stride=2, padding=1)
-        )
-        self.dense = nn.Conv2d(dim, width, 1)
-        self.mix = nn.Sequential(nn.GELU(), nn.Conv2d(width, width, 3, padding=1), nn.GELU())
-        self.correction, self.score = nn.Conv2d(width, dim, 3, padding=1), nn.Conv2d(width, 2, 3, padding=1)
+        fine, middle, coarse = width, 2 * width, 3 * width
+        self.stem = nn.Conv2d(3, fine, 5, stride=2, padding=2)
+        self.down = nn.ModuleList([Residual(fine, fine), Residual(fine, middle, 2), Residual(middle, coarse, 2)])
+        self.dense, self.bottom = nn.Conv2d(dim, middle, 1), Residual(coarse, coarse)
+        self.sides = nn.ModuleList([nn.Conv2d(coarse, middle, 1), nn.Conv2d(middle, fine, 1)])
+        self.up = nn.ModuleList([Residual(middle, middle), Residual(fine, fine)])
+        self.correction, self.score = nn.Conv2d(fine, dim, 1), nn.Conv2d(fine, 2, 1)
         _start_neutral(self.correction, self.score)
 
     def forward(self, images: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,10 +53,33 @@ class ImageHead(nn.Module):
             images: [B, 3, H, W] float in [0, 1].
             dense: [B, D, h, w] of the student.
         """
-        fine = self.stem((images - 0.5) * 4)  # [B, width, H/2, W/2]
-        hidden = self.mix(fine + interpolate(self.dense(dense), fine.shape[2:], mode="bilinear"))
-        base = interpolate(dense, fine.shape[2:], mode="bilinear")
-        return normalize(base + self.correction(hidden), dim=1), self.score(hidden)
+        dense = normalize(dense, dim=1)
+        fine = self.down[0](gelu(self.stem((images - 0.5) * 4)))
+        middle = self.down[1](fine)
+        middle = middle + _resized(self.dense(dense), middle)
+        coarse = self.bottom(self.down[2](middle))
+        middle = self.up[0](middle + _resized(self.sides[0](coarse), middle))
+        fine = self.up[1](fine + _resized(self.sides[1](middle), fine))
+        return normalize(_resized(dense, fine) + self.correction(fine), dim=1), self.score(fine)
+
+
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions beside a skip connection (He et al. 2016); the first may halve the resolution."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(inputs, outputs, 3, stride, 1)
+        self.norm, self.two = nn.GroupNorm(4, outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
+        same = inputs == outputs and stride == 1
+        self.skip = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, outputs, H / stride, W / stride] of [B, inputs, H, W]."""
+        return gelu(self.skip(x) + self.two(gelu(self.norm(self.one(x)))))
+
+
+def _resized(maps: Tensor, like: Tensor) -> Tensor:
+    return interpolate(maps, like.shape[2:], mode="bilinear")
 
 
 class VoxelHead(nn.Module):
@@ -67,7 +92,8 @@ class VoxelHead(nn.Module):
 
     def forward(self, dense: Tensor) -> tuple[Tensor, Tensor]:
         """Descriptors [N, D], unit length, and logits [N, 2] of dense features [N, D]."""
-        hidden = gelu(self.hidden(dense))
+        dense = normalize(dense, dim=1)
+        hidden = gelu(self.hidden(dense * dense.shape[1] ** 0.5))
         return normalize(dense + self.correction(hidden), dim=1), self.score(hidden)
 
 
@@ -96,10 +122,12 @@ class SparseModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.image_head, self.voxel_head = ImageHead(model.student.dim), VoxelHead(model.student.dim)
+        model.student.requires_grad_(False)
 
     def image_maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Dense features [B, D, h, w], and what `ImageHead` makes of them, of images [B, 3, H, W] in [0, 1]."""
-        dense = self.dense.student(images)
+        with torch.no_grad():
+            dense = self.dense.student(images)
         return dense, *self.image_head(images, dense)
 
 
@@ -130,14 +158,65 @@ def condense_scene(model: SparseModel, scene: VoxelScene, count: int = 256) -> K
         scene: the voxels.
         count: at most so many key points, spread over the scene (see `spread_maxima`).
     """
-    return condense_features(model, scene, voxel_features(model.dense.net3d, [scene])[0], count)
+    descriptors, logits = model.voxel_head(voxel_features(model.dense.net3d, [scene])[0])
+    return _decorated(scene, descriptors, keypoint_score(logits), count)
 
 
 @torch.no_grad()
-def condense_features(model: SparseModel, scene: VoxelScene, dense: Tensor, count: int = 256) -> KeyPoints:
-    """The key points of a scene whose voxels have the dense features [N, D], such as lifted ones."""
-    descriptors, logits = model.voxel_head(dense)
+def condense_views(model: SparseModel, scene: VoxelScene, views: Sequence[LinkedView], count: int = 256) -> KeyPoints:
+    """The decorated key points of a scene with posed images, whose descriptors are carried to the voxels.
+
+    A voxel that the views see gets the mean of its descriptors and of its scores in them; the 3D network alone
+    describes the others.
+
+    Args:
+        model: in evaluation mode.
+        scene: the voxels.
+        views: images of the scene with their cameras and ray operators.
+        count: at most so many key points.
+    """
+    described, logits = model.voxel_head(voxel_features(model.dense.net3d, [scene])[0])
     scores = keypoint_score(logits)
+    lifted, lifted_scores, seen = lift_views(model, scene, views)
+    known = seen > SEEN
+    descriptors = torch.where(known[:, None], lifted, described)
+    return _decorated(scene, descriptors, torch.where(known, lifted_scores, scores), count)
+
+
+@torch.no_grad()
+def lift_views(model: SparseModel, scene: VoxelScene, views: Sequence[LinkedView]) -> tuple[Tensor, Tensor, Tensor]:
+    """What the images say of each voxel: means over the views, weighted by how much of a view the voxel makes up.
+
+    Returns:
+        descriptors [N, D], unit length; scores [N] in [0, 1]; summed weights [N], 0 where no view sees a voxel.
+    """
+    pixels, weights = view_weights(scene, views)
+    total = torch.zeros(len(scene), model.dense.student.dim + 1)
+    for number, view in enumerate(views):
+        _, descriptors, logits = model.image_maps(as_batch([view.image]))
+        maps = torch.cat([descriptors[0], keypoint_score(logits[0].movedim(0, -1))[None]])
+        total += weights[:, number, None] * sample_map(
+            maps, pixels[:, number], (view.image.shape[1], view.image.shape[0])
+        )
+    seen = weights.sum(1)
+    return normalize(total[:, :-1], dim=1), total[:, -1] / seen.clamp_min(1e-6), seen
+
+
+def view_weights(scene: VoxelScene, views: Sequence[LinkedView]) -> tuple[Tensor, Tensor]:
+    """Pixels [N, V, 2] where each voxel shows in each view, and [N, V] how much of the view it makes up.
+
+    That is its column's sum in the view's ray operator, so 0 for a hidden voxel; also 0 outside the image.
+    """
+    pixels, weights = [], []
+    for view in views:
+        at, depth = view.camera.project(0, scene.centres)
+        inside = (at > 0).all(1) & (at < view.camera.sizes[0]).all(1) & (depth > 0)
+        pixels.append(at)
+        weights.append(view.operator.transpose.opacity * inside)
+    return torch.stack(pixels, dim=1), torch.stack(weights, dim=1)
+
+
+def _decorated(scene: VoxelScene, descriptors: Tensor, scores: Tensor, count: int) -> KeyPoints:
     kept = spread_maxima(scene.centres, scores, count)
     normals = voxel_normals(scene)[kept]
     return KeyPoints(scene.centres[kept], normals, scores[kept], descriptors[kept], scene.colour[kept])

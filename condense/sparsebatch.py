@@ -1,7 +1,7 @@
-"""What one step of key-point training sees: pairs of views, the voxels seen in both, and a second copy of each scene.
+"""What one step of key-point training sees: a few views of each capture, voxels seen in them, scenes twice.
 
-The geometry alone says what belongs together: a voxel that weighs in the ray operators of two views shows at its
-projection in both. No label is used.
+The geometry alone says what belongs together: a voxel that weighs in the ray operators of several views shows at its
+projection in each. No label is used.
 """
 
 from __future__ import annotations
@@ -19,40 +19,44 @@ from condense.batches import draw_recolour, recoloured
 from condense.links import LinkedView, Links
 from condense.params import SparseParams
 from condense.rayoperator import RayOperator, stack_operators
+from condense.sparse import view_weights
 from condense.voxels import Turn, VoxelBatch, VoxelScene, batch_scenes, cell_means, random_turn
 
 
 @dataclass(frozen=True)
 class SparseBatch:
-    """Captures x two views, and the captures' scenes twice.
+    """Captures x V views, the first of which asks and the others answer; and the scenes of some captures, twice.
 
     Args:
-        voxels: the scenes, turned and recoloured, then their second copies, turned, recoloured and cropped otherwise.
-        visible: [M] 1 where the 3D network sees the colour.
-        operator: [rows, N] of both views of all captures, over the voxels of the first copies.
-        images: [2 captures] each [3, H, W] float in [0, 1], in the order of the rows; light and background changed.
+        images: [captures V] each [3, H, W] float in [0, 1]; light and background changed.
+        inside: of each image, [h w] bool, the cells within its own mask; None for captures without a scene here.
         cells: (h, w) of each image's feature map.
-        inside: [rows] bool, cells within the image's own mask.
-        pixels: [S, 2, 2] where each sampled voxel shows in each of its capture's two views (x, y).
-        samples: [S] the sampled voxels' rows in the first copies,
-        twins: and in the second ones; -1 for a voxel that was cropped away.
+        pixels: [S, V, 2] where each sampled voxel shows in its capture's views (x, y).
+        weights: [S, V] how much of each view it makes up; 0 where it is hidden or outside.
         owner: [S] the number of each sample's capture.
         places: [S, 3] the samples' grid coordinates, in voxels.
+        voxels: the scenes of the first captures, turned and recoloured, then their second copies, turned, recoloured
+            and cropped otherwise.
+        visible: [M] 1 where the 3D network sees the colour.
+        operator: [rows, N] of all views of the captures with scenes, over the voxels of the first copies.
+        samples: [S] the samples' rows in the first copies; -1 for captures without a scene here,
+        twins: and in the second ones; -1 also for a voxel that was cropped away.
         target: [N, D] lifted features of the first copies.
         seen: [N] see `Links`.
     """
 
+    images: list[Tensor]
+    inside: list[Tensor]
+    cells: list[tuple[int, int]]
+    pixels: Tensor
+    weights: Tensor
+    owner: Tensor
+    places: Tensor
     voxels: VoxelBatch
     visible: Tensor
     operator: RayOperator
-    images: list[Tensor]
-    cells: list[tuple[int, int]]
-    inside: Tensor
-    pixels: Tensor
     samples: Tensor
     twins: Tensor
-    owner: Tensor
-    places: Tensor
     target: Tensor
     seen: Tensor
 
@@ -60,82 +64,74 @@ class SparseBatch:
 def draw_sparse(captures: Sequence[Links], params: SparseParams, seed: int, step: int) -> SparseBatch:
     """The batch of a step; what is drawn depends on (seed, step) alone."""
     rng = np.random.default_rng([seed, step, 3])
-    chosen = _that_fit([captures[i] for i in rng.permutation(len(captures))], params)
-    pairs = [view_pair(links, rng) for links in chosen]
-    scenes, kept = zip(*(cropped(links.scene, rng, params.crop) for links in chosen), strict=True)
-    copies = [links.scene for links in chosen] + list(scenes)
+    chosen = [captures[i] for i in rng.permutation(len(captures))[: params.captures]]
+    views = [draw_views(links, params.views, rng) for links in chosen]
+    solid = _that_fit(chosen, params.voxels)
+    copies = [cropped(links.scene, rng, params.crop) for links in solid]
+    scenes = [links.scene for links in solid] + [scene for scene, _ in copies]
     # never mirrored: an image shows which side is left
-    turns = [Turn(random_turn(rng, params.any_angle).angle) for _ in copies]
-    voxels = batch_scenes(copies, turns)
-    colours = [_repainted(scene, rng, params) for scene in copies]
-    first = np.cumsum([0, *(len(scene) for scene in copies)])
-    samples, twins, pixels, owner, places = [], [], [], [], []
-    for number, (links, pair) in enumerate(zip(chosen, pairs, strict=True)):
-        picked, at = co_visible(links, pair, params.samples, rng)
-        samples.append(picked + int(first[number]))
-        place = torch.cumsum(kept[number], 0)[picked] - 1 + int(first[len(chosen) + number])
-        twins.append(torch.where(kept[number][picked], place, -1))
-        pixels.append(at)
-        owner.append(torch.full((len(picked),), number))
-        places.append(links.scene.coords[picked].float())
-    views = [view for pair in pairs for view in pair]
-    operators = [stack_operators([v.operator for v in pair], block_diagonal=False) for pair in pairs]
+    voxels = batch_scenes(scenes, [Turn(random_turn(rng, params.any_angle).angle) for _ in scenes])
+    colours = [_repainted(scene, rng, params) for scene in scenes]
+    first = np.cumsum([0, *(len(scene) for scene in scenes)])
+    parts: list[tuple[Tensor, ...]] = []
+    for number, (links, some) in enumerate(zip(chosen, views, strict=True)):
+        rows, pixels, weights = co_visible(links, some, params.samples, rng)
+        samples = twins = torch.full((len(rows),), -1)
+        if number < len(solid):
+            kept = copies[number][1]
+            samples = rows + int(first[number])
+            place = torch.cumsum(kept, 0)[rows] - 1 + int(first[len(solid) + number])
+            twins = torch.where(kept[rows], place, -1)
+        owner = torch.full((len(rows),), number)
+        parts.append((pixels, weights, owner, links.scene.coords[rows].float(), samples, twins))
+    pixels, weights, owner, places, samples, twins = (torch.cat(part) for part in zip(*parts, strict=True))
+    stacked = [stack_operators([v.operator for v in some], block_diagonal=False) for some in views[: len(solid)]]
     return SparseBatch(
+        images=[relit(view, rng, params) for some in views for view in some],
+        inside=[view.foreground for some in views for view in some],
+        cells=[view.cells for some in views for view in some],
+        pixels=pixels,
+        weights=weights,
+        owner=owner,
+        places=places,
         voxels=dataclasses.replace(voxels, colour=cell_means(torch.cat(colours), voxels.rows, len(voxels.coords))),
         visible=_visible(voxels, rng, params.hide_colour),
-        operator=stack_operators(operators),
-        images=[relit(view, rng, params) for view in views],
-        cells=[view.cells for view in views],
-        inside=torch.cat([view.foreground for view in views]),
-        pixels=torch.cat(pixels),
-        samples=torch.cat(samples),
-        twins=torch.cat(twins),
-        owner=torch.cat(owner),
-        places=torch.cat(places),
-        target=torch.cat([links.lifted for links in chosen]),
-        seen=torch.cat([links.seen for links in chosen]),
+        operator=stack_operators(stacked),
+        samples=samples,
+        twins=twins,
+        target=torch.cat([links.lifted for links in solid]),
+        seen=torch.cat([links.seen for links in solid]),
     )
 
 
-def _that_fit(captures: Sequence[Links], params: SparseParams) -> list[Links]:
-    """The first captures that have `params.voxels` together, at most `params.captures`; the very first in any case."""
-    chosen, left = [captures[0]], params.voxels - len(captures[0].scene)
-    for links in captures[1:]:
-        if len(chosen) < params.captures and len(links.scene) <= left:
-            chosen.append(links)
-            left -= len(links.scene)
-    return chosen
+def _that_fit(chosen: Sequence[Links], voxels: int) -> list[Links]:
+    """The first captures that have `voxels` together; the very first in any case."""
+    total = np.cumsum([len(links.scene) for links in chosen])
+    return list(chosen[: max(1, int((total <= voxels).sum()))])
 
 
-def view_pair(links: Links, rng: np.random.Generator) -> tuple[LinkedView, LinkedView]:
-    """A random view, and a random one of the half of the others that look most alike in direction."""
-    views = links.views
-    one = int(rng.integers(len(views)))
-    axes = torch.stack([view.camera.T_world_from_camera[0, :3, 2] for view in views])
-    near = (axes @ axes[one]).argsort(descending=True, stable=True)
-    near = near[near != one][: max(1, len(views) // 2)]
-    return views[one], views[int(near[rng.integers(len(near))])] if len(near) else views[one]
+def draw_views(links: Links, count: int, rng: np.random.Generator) -> list[LinkedView]:
+    """`count` views in random order, some of them again where a capture has fewer."""
+    order = rng.permutation(len(links.views))
+    return [links.views[i] for i in np.resize(order, count)]
 
 
 def co_visible(
-    links: Links, pair: tuple[LinkedView, LinkedView], count: int, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Up to `count` voxels that both views see, more likely the more they weigh there, and where they show.
+    links: Links, views: Sequence[LinkedView], count: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Up to `count` voxels that the first view and another one see, more likely the more they weigh there.
 
     Returns:
-        rows [S] of the scene's voxels, and pixels [S, 2 views, 2].
+        rows [S] of the scene's voxels; pixels [S, V, 2] where they show; weights [S, V], see `view_weights`.
     """
-    weight = torch.minimum(*(view.operator.transpose.opacity for view in pair))
-    shown = [view.camera.project(0, links.scene.centres) for view in pair]
-    for view, (at, depth) in zip(pair, shown, strict=True):
-        inside = (at > 0).all(1) & (at < view.camera.sizes[0]).all(1) & (depth > 0)
-        weight = weight * inside
-    possible = torch.nonzero(weight > 0)[:, 0].numpy()
-    share = weight[possible].double().numpy()
+    pixels, weights = view_weights(links.scene, views)
+    shared = torch.minimum(weights[:, 0], weights[:, 1:].amax(1))
+    possible = torch.nonzero(shared > 0)[:, 0].numpy()
+    share = shared[possible].double().numpy()
     number = min(count, len(possible))
     picked = rng.choice(possible, number, replace=False, p=share / share.sum()) if number else possible
     rows = torch.from_numpy(np.sort(picked))
-    return rows, torch.stack([at[rows] for at, _ in shown], dim=1)
+    return rows, pixels[rows], weights[rows]
 
 
 def cropped(scene: VoxelScene, rng: np.random.Generator, share: float) -> tuple[VoxelScene, Tensor]:

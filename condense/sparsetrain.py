@@ -1,16 +1,16 @@
-"""Key-point training, on top of the dense networks and together with them.
+"""Key-point training on top of the dense networks: the image network stays as it is, the 3D network goes on learning.
 
-Terms, of pixels u and u' in two views and the voxel v that both show:
+Terms, of a pixel u of the asking view, the same place t carried to the voxels from other views, and its voxel v:
 
-- `match`: InfoNCE between the descriptors of u and v, u' and v, u and u', and of v and its other copy (turned,
-  recoloured, cropped); all other samples of the batch are negatives, next neighbours left out;
+- `match`: InfoNCE between the descriptors of u and t; v finds u and t among those of all captures; v finds its other
+  copy (turned, recoloured, cropped). Next neighbours do not repel each other;
 - `reliable`: the score's first factor is the probability that the descriptor matches (binary cross-entropy), and 0
   beside the object where there is a mask;
-- `distinct`: the second factor looks alike around u, u' and v, and peaks: cosine similarity and peakiness of patches,
+- `distinct`: the second factor looks alike around u, t and v, and peaks: cosine similarity and peakiness of patches,
   as R2D2 (Revaud et al., NeurIPS 2019) has them between two images;
 - `lift`: 2D and 3D scores agree through the ray operator: voxels with the mean of the 2D scores that the operator's
   transpose carries to them, and rendered voxels with the 2D scores;
-- `dense`: agreement, voxel targets and prior of dense pre-training, which keep the networks what they are.
+- `dense`: agreement and voxel targets of dense pre-training, which keep the 3D network what it is.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.nn.functional import (
     adaptive_avg_pool2d,
     binary_cross_entropy_with_logits,
     cosine_similarity,
+    cross_entropy,
     l1_loss,
     normalize,
 )
@@ -33,7 +34,7 @@ from torch.nn.functional import (
 from condense.joint import SOLID, some_rows
 from condense.keypoints import sample_map
 from condense.links import Links, load_links
-from condense.losses import false_negatives, info_nce, prior_loss
+from condense.losses import false_negatives, info_nce
 from condense.model import batch_features, load_model, recalibrate
 from condense.params import SparseParams
 from condense.paths import write_atomically
@@ -49,33 +50,47 @@ Maps = list[tuple[Tensor, Tensor, Tensor]]  # of each image: dense [D, h, w], de
 def sparse_losses(
     model: SparseModel, batch: SparseBatch, params: SparseParams, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The terms of one step, each a scalar; differentiable in the heads and in both networks."""
+    """The terms of one step, each a scalar; differentiable in the heads and in the 3D network."""
     features = batch_features(model.dense.net3d, batch.voxels, batch.visible)  # [N of both copies, D]
-    descriptors, logits = model.voxel_head(features)
+    described, voxel_logits = model.voxel_head(features)
     maps = image_maps(model, batch.images)
-    views = [sampled(maps, batch, place) for place in (0, 1)]  # of each: descriptors [S, D], logits [S, 2]
-    voxel, voxel_logits = descriptors[batch.samples], logits[batch.samples]
-    near, here = too_near(batch), batch.twins >= 0
-    (one, one_logits), (two, two_logits) = views
-    other = descriptors[batch.twins[here]]
-    matches = [info_nce(a, b, params.temperature, near) for a, b in ((one, voxel), (two, voxel), (one, two))]
-    matches.append(info_nce(voxel[here], other, params.temperature, near[here][:, here]))
-    chances = [match_probability(view, voxel, batch.owner, near, params.temperature) for view in (one, two)]
-    targets = [(one_logits, chances[0]), (two_logits, chances[1]), (voxel_logits, (chances[0] + chances[1]) / 2)]
-    reliable = [binary_cross_entropy_with_logits(values[:, 0], target) for values, target in targets]
-    patches = draw_patches(batch, generator)
-    own = slice(batch.operator.voxels)
-    scores2d = torch.cat([_cells(keypoint_score(m[2].movedim(0, -1)), size) for m, size in _zip(maps, batch)])
-    dense2d = torch.cat([m[0].flatten(1).T for m in maps])
+    descriptors, logits = sampled(maps, batch)  # [S, V, D], [S, V, 2]
+    pixel, lifted = descriptors[:, 0], normalize(weighted(descriptors, batch.weights), dim=1)
+    near = too_near(batch)
+    solid, here = batch.samples >= 0, batch.twins >= 0
+    voxel, twin = described[batch.samples[solid]], described[batch.twins[here]]
+    matches = [
+        info_nce(pixel, lifted, params.temperature, near),
+        finding(voxel, pixel, solid, near, params.temperature),
+        finding(voxel, lifted, solid, near, params.temperature),
+        info_nce(described[batch.samples[here]], twin, params.temperature, near[here][:, here]),
+    ]
+    chance = match_probability(pixel, lifted, batch.owner, near, params.temperature)
+    patches, solid_patches = draw_patches(batch, generator)
+    scores = logits.sigmoid()
+    distinct = [scores[:, 0, 1], weighted(scores, batch.weights)[:, 1]]
+    distinct3d = voxel_logits[batch.samples.clamp_min(0), 1].sigmoid()
+    scores2d = [_cells(keypoint_score(m[2].movedim(0, -1)), size) for m, size in zip(maps, batch.cells, strict=True)]
+    dense2d = [m[0].flatten(1).T for m in maps]
+    views = _views_with_scene(batch)
     return {
         "match": torch.stack(matches).mean(),
-        "reliable": torch.stack(reliable).mean() + beside(maps, batch),
-        "distinct": distinct_loss(
-            [values[:, 1].sigmoid()[patches] for values in (one_logits, two_logits, voxel_logits)]
+        "reliable": binary_cross_entropy_with_logits(logits[:, 0, 0], chance)
+        + binary_cross_entropy_with_logits(voxel_logits[batch.samples[solid], 0], chance[solid])
+        + beside(maps, batch),
+        "distinct": distinct_loss([values[patches] for values in distinct])
+        + distinct_loss([values[solid_patches] for values in (*distinct, distinct3d)]),
+        "lift": score_agreement(
+            keypoint_score(voxel_logits[: batch.operator.voxels]), torch.cat(scores2d[:views]), batch
         ),
-        "lift": score_agreement(keypoint_score(logits[own]), scores2d, batch),
-        "dense": dense_loss(features[own], dense2d, batch, params, generator),
+        "dense": dense_loss(features[: batch.operator.voxels], torch.cat(dense2d[:views]), batch, params, generator),
     }
+
+
+def _views_with_scene(batch: SparseBatch) -> int:
+    """How many of the images belong to captures whose scene is there: their cells are the operator's rows."""
+    ends = np.cumsum([h * w for h, w in batch.cells])
+    return int(np.searchsorted(ends, batch.operator.shape[0])) + 1
 
 
 def image_maps(model: SparseModel, images: Sequence[Tensor]) -> Maps:
@@ -88,25 +103,30 @@ def image_maps(model: SparseModel, images: Sequence[Tensor]) -> Maps:
     return [found[i] for i in range(len(images))]
 
 
-def _zip(maps: Maps, batch: SparseBatch):
-    return zip(maps, batch.cells, strict=True)
-
-
 def _cells(score: Tensor, cells: tuple[int, int]) -> Tensor:
     """[h w] means of a score map over the cells of a feature map."""
     return adaptive_avg_pool2d(score[None, None], cells).flatten()
 
 
-def sampled(maps: Maps, batch: SparseBatch, place: int) -> tuple[Tensor, Tensor]:
-    """Descriptors [S, D], unit length, and logits [S, 2] where each sample shows in the view `place` of its capture."""
-    described, scored = [], []
-    for number in range(len(maps) // 2):
-        at = batch.pixels[batch.owner == number, place]
-        height, width = batch.images[2 * number + place].shape[1:]
-        _, descriptors, logits = maps[2 * number + place]
-        described.append(sample_map(descriptors, at, (width, height)))
-        scored.append(sample_map(logits, at, (width, height)))
-    return normalize(torch.cat(described), dim=1), torch.cat(scored)
+def sampled(maps: Maps, batch: SparseBatch) -> tuple[Tensor, Tensor]:
+    """Descriptors [S, V, D], unit length, and logits [S, V, 2] where each sample shows in its capture's views."""
+    count, found = batch.pixels.shape[1], []
+    for number in range(len(maps) // count):
+        pixels = batch.pixels[batch.owner == number]
+        columns = []
+        for place in range(count):
+            _, descriptors, logits = maps[number * count + place]
+            height, width = batch.images[number * count + place].shape[1:]
+            columns.append(sample_map(torch.cat([descriptors, logits]), pixels[:, place], (width, height)))
+        found.append(torch.stack(columns, dim=1))
+    values = torch.cat(found)
+    return normalize(values[..., :-2], dim=-1), values[..., -2:]
+
+
+def weighted(values: Tensor, weights: Tensor) -> Tensor:
+    """[S, D] means of values [S, V, D] over the answering views, all but the first, by weights [S, V]."""
+    answering = weights[:, 1:, None]
+    return (values[:, 1:] * answering).sum(1) / answering.sum(1).clamp_min(1e-6)
 
 
 def too_near(batch: SparseBatch) -> Tensor:
@@ -115,45 +135,70 @@ def too_near(batch: SparseBatch) -> Tensor:
     return (close & (batch.owner[:, None] == batch.owner)).fill_diagonal_(False)
 
 
+def finding(voxel: Tensor, other: Tensor, solid: Tensor, near: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of finding each voxel's own sample among all samples; 0 without voxels.
+
+    Args:
+        voxel: [K, D] unit descriptors of the samples where `solid`.
+        other: [S, D] unit descriptors of all samples.
+        solid: [S] bool, K of them.
+        near: [S, S] pairs that do not repel each other.
+        temperature: of the softmax.
+    """
+    if not len(voxel):
+        return voxel.sum()
+    logits = (voxel @ other.T / temperature).masked_fill(near[solid], -torch.inf)
+    return cross_entropy(logits, torch.nonzero(solid)[:, 0])
+
+
 @torch.no_grad()
-def match_probability(pixel: Tensor, voxel: Tensor, owner: Tensor, near: Tensor, temperature: float) -> Tensor:
+def match_probability(pixel: Tensor, lifted: Tensor, owner: Tensor, near: Tensor, temperature: float) -> Tensor:
     """[S] how likely a pixel and its voxel find each other among the samples of their scene: both softmaxes multiplied.
 
     Args:
         pixel: [S, D] descriptors.
-        voxel: [S, D] descriptors.
+        lifted: [S, D] descriptors.
         owner: [S] whose sample each is.
         near: [S, S] pairs that do not compete.
         temperature: of the softmax.
     """
-    logits = (pixel @ voxel.T / temperature).masked_fill(near | (owner[:, None] != owner), -torch.inf)
+    logits = (pixel @ lifted.T / temperature).masked_fill(near | (owner[:, None] != owner), -torch.inf)
     return logits.softmax(0).diagonal() * logits.softmax(1).diagonal()
 
 
 def beside(maps: Maps, batch: SparseBatch) -> Tensor:
     """Binary cross-entropy of "reliable" against 0 in the cells outside the images' masks; 0 without such cells."""
-    logits = torch.cat([_cells(m[2][0], size) for m, size in _zip(maps, batch)])[~batch.inside]
+    logits = torch.cat([_cells(m[2][0], size) for m, size in zip(maps, batch.cells, strict=True)])
+    logits = logits[~torch.cat(batch.inside)]
     return binary_cross_entropy_with_logits(logits, torch.zeros_like(logits)) if len(logits) else logits.sum()
 
 
-def draw_patches(batch: SparseBatch, generator: torch.Generator) -> Tensor:
-    """[P, PATCH] rows of samples: random ones, each with its nearest neighbours in the same scene."""
-    patches = []
+def draw_patches(batch: SparseBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """[P, PATCH] rows of samples: random ones, each with its nearest neighbours in the same scene.
+
+    Returns:
+        All patches, and those of captures whose scene is there.
+    """
+    patches = [batch.samples.new_zeros(0, PATCH)]
     for number in batch.owner.unique():
         rows = torch.nonzero(batch.owner == number)[:, 0]
         if len(rows) >= PATCH:
             anchors = rows[torch.randperm(len(rows), generator=generator)[:ANCHORS]]
             distance = torch.cdist(batch.places[anchors], batch.places[rows])
             patches.append(rows[distance.topk(PATCH, largest=False).indices])
-    return torch.cat(patches) if patches else batch.samples.new_zeros(0, PATCH)
+    every = torch.cat(patches)
+    return every, every[batch.samples[every[:, 0]] >= 0]
 
 
 def distinct_loss(patches: Sequence[Tensor]) -> Tensor:
-    """Half of 1 - cosine similarity of matching patches' scores [P, PATCH], half of 1 - (maximum - mean) of each."""
+    """Half of 1 - cosine similarity of matching patches' scores [P, PATCH], half of 1 - (maximum - mean) of each.
+
+    The last of `patches` is compared with each of the others.
+    """
     if not len(patches[0]):
         return patches[0].sum()
-    one, two, voxel = patches
-    alike = torch.stack([1 - cosine_similarity(a, b).mean() for a, b in ((one, two), (one, voxel), (two, voxel))])
+    *others, last = patches
+    alike = torch.stack([1 - cosine_similarity(other, last).mean() for other in others])
     peaks = torch.stack([1 - (scores.amax(1) - scores.mean(1)).mean() for scores in patches])
     return (alike.mean() + peaks.mean()) / 2
 
@@ -171,7 +216,7 @@ def score_agreement(scores3d: Tensor, scores2d: Tensor, batch: SparseBatch) -> T
 def dense_loss(
     features: Tensor, cells: Tensor, batch: SparseBatch, params: SparseParams, generator: torch.Generator
 ) -> Tensor:
-    """What keeps the dense space: rendered and student's cells agree, voxels and cells stay with the lifted targets.
+    """What keeps the dense space: rendered voxels agree with the student's cells, and voxels with the lifted targets.
 
     Args:
         features: [N, D] of voxels.
@@ -181,23 +226,20 @@ def dense_loss(
         generator: draws the rows that are contrasted.
     """
     opacity = batch.operator.opacity
-    rows = some_rows((opacity >= SOLID) & batch.inside, params.cells, generator)
+    rows = some_rows(opacity >= SOLID, params.cells, generator)
     inside = some_rows(batch.seen > params.seen_at_least, params.cells, generator)
     target = (batch.operator.render(batch.target) / opacity.clamp_min(1e-6)[:, None])[rows]
     rendered = batch.operator.render(features)[rows]
-    alike = false_negatives(target, params.drop_above)
     voxels = batch.target[inside]
-    return (
-        info_nce(cells[rows], rendered, params.dense_temperature, alike)
-        + info_nce(features[inside], voxels, params.dense_temperature, false_negatives(voxels, params.drop_above))
-        + prior_loss(cells[rows], target)
-    )
+    return info_nce(
+        cells[rows], rendered, params.dense_temperature, false_negatives(target, params.drop_above)
+    ) + info_nce(features[inside], voxels, params.dense_temperature, false_negatives(voxels, params.drop_above))
 
 
 def train_sparse(
     folder: Path, dense: Path, links: Sequence[Path], params: SparseParams, seed: int, stop: int | None = None
 ) -> Path:
-    """Trains the heads and both networks of one seed; picks up its newest checkpoint. One job of `parallel_map`.
+    """Trains the heads and the 3D network of one seed; picks up its newest checkpoint. One job of `parallel_map`.
 
     Args:
         folder: of this seed; gets the model (`save_sparse`), `history.json` and, meanwhile, checkpoints.
@@ -234,10 +276,9 @@ def train_sparse(
 
 
 def make_optimizer(model: SparseModel, params: SparseParams) -> torch.optim.AdamW:
-    """AdamW: one learning rate for the heads, and one for each network."""
+    """AdamW: one learning rate for the heads, and one for the 3D network."""
     parts: list[tuple[list[nn.Parameter], float]] = [
         ([*model.image_head.parameters(), *model.voxel_head.parameters()], params.head_lr),
-        (list(model.dense.student.parameters()), params.student_lr),
         (list(model.dense.net3d.parameters()), params.net3d_lr),
     ]
     groups = [{"params": some, "lr": rate, "base": rate} for some, rate in parts]
@@ -260,7 +301,7 @@ def train_step(
     terms = sparse_losses(model, batch, params, generator)
     optimizer.zero_grad(set_to_none=True)
     torch.stack([getattr(params, f"{name}_weight") * term for name, term in terms.items()]).sum().backward()
-    for part in (model.dense.student, model.dense.net3d, model.image_head, model.voxel_head):
+    for part in (model.dense.net3d, model.image_head, model.voxel_head):
         nn.utils.clip_grad_norm_(part.parameters(), params.clip)
     optimizer.step()
     return {name: term.detach() for name, term in terms.items()}

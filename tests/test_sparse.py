@@ -13,18 +13,22 @@ from condense.losses import info_nce
 from condense.model import new_model, save_model, voxel_features
 from condense.params import SparseParams
 from condense.sparse import (
+    SEEN,
     SparseModel,
     condense_scene,
+    condense_views,
     detect_image,
     detect_images,
     keypoint_score,
+    lift_views,
     load_sparse,
     save_sparse,
 )
-from condense.sparsebatch import co_visible, cropped, draw_sparse, view_pair
+from condense.sparsebatch import co_visible, cropped, draw_sparse, draw_views
 from condense.sparsetrain import (
     distinct_loss,
     draw_patches,
+    finding,
     image_maps,
     make_optimizer,
     match_probability,
@@ -34,11 +38,12 @@ from condense.sparsetrain import (
     too_near,
     train_sparse,
     train_step,
+    weighted,
 )
 from condense.voxels import input_features
 
 SMALL = dataclasses.replace(
-    SparseParams(), steps=4, warmup=1, captures=3, voxels=4000, samples=48, cells=64, log_every=1, checkpoint_every=2
+    SparseParams(), steps=4, warmup=1, captures=3, voxels=700, samples=48, cells=64, log_every=1, checkpoint_every=2
 )
 
 
@@ -78,13 +83,16 @@ def test_the_model_comes_back_as_it_was_saved(model, captures, tmp_path):
     assert torch.equal(first.descriptors, second.descriptors) and torch.equal(first.positions, second.positions)
 
 
-def test_sampled_voxels_show_their_own_colour_in_both_views(captures):
+def test_sampled_voxels_show_their_own_colour_where_they_weigh(captures):
     links = captures[1]
     rng = np.random.default_rng(0)
-    pair = view_pair(links, rng)
-    rows, pixels = co_visible(links, pair, 64, rng)
-    assert len(rows) == len(rows.unique()) == len(pixels) and len(rows) > 20
-    for number, view in enumerate(pair):
+    views = draw_views(links, 3, rng)
+    every, where, weights = co_visible(links, views, 64, rng)
+    assert len(every) == len(every.unique()) == len(where) and len(every) > 20
+    assert bool((weights[:, 0] > 0).all()) and bool((weights[:, 1:].amax(1) > 0).all())
+    for number, view in enumerate(views):
+        shown_here = weights[:, number] > 0.15
+        rows, pixels = every[shown_here], where[shown_here]
         x, y = pixels[:, number].long().unbind(1)
         shown = view.image[y.clamp(0, 31), x.clamp(0, 31)].float() / 255
         inner = view.mask[y.clamp(0, 31), x.clamp(0, 31)] == 255
@@ -99,6 +107,11 @@ def test_a_cropped_scene_keeps_what_lies_on_one_side(captures):
     assert 0.35 < kept.float().mean() < 0.95 and torch.equal(scene.coords, captures[0].scene.coords[kept])
     whole, every = cropped(captures[0].scene, np.random.default_rng(1), 0.0)
     assert bool(every.all()) and torch.equal(whole.coords, captures[0].scene.coords)
+
+
+def test_a_capture_with_too_few_views_shows_some_again(captures):
+    views = draw_views(dataclasses.replace(captures[0], views=captures[0].views[:2]), 4, np.random.default_rng(0))
+    assert len(views) == 4 and len({view.name for view in views}) == 2
 
 
 def test_twins_are_the_same_voxels(captures):
@@ -135,7 +148,9 @@ def test_match_probability_by_hand():
 def test_distinct_wants_peaks_in_the_same_places():
     peak, flat = torch.eye(4)[:1].clamp_min(0.01), torch.full((1, 4), 0.5)
     elsewhere = torch.eye(4)[1:2].clamp_min(0.01)
-    assert distinct_loss([peak] * 3) < distinct_loss([flat] * 3) < distinct_loss([peak, elsewhere, flat])
+    assert distinct_loss([peak] * 3) < distinct_loss([flat] * 3) and distinct_loss([peak] * 2) < distinct_loss(
+        [peak, elsewhere]
+    )
     assert distinct_loss([torch.zeros(0, 4)] * 3) == 0
 
 
@@ -148,7 +163,8 @@ def test_equal_scores_agree_through_the_operator(batch):
 
 
 def test_patches_stay_within_a_scene_and_are_near(batch):
-    patches = draw_patches(batch, torch.Generator().manual_seed(0))
+    patches, solid = draw_patches(batch, torch.Generator().manual_seed(0))
+    assert 0 < len(solid) < len(patches) and bool((batch.samples[solid] >= 0).all())
     assert patches.shape[1] == 12 and len(patches) > 10
     assert bool((batch.owner[patches] == batch.owner[patches[:, :1]]).all())
     spread = (batch.places[patches] - batch.places[patches[:, :1]]).norm(dim=2).amax(1).mean()
@@ -161,24 +177,62 @@ def test_every_part_gets_a_gradient(model, batch):
     assert set(terms) == {"match", "reliable", "distinct", "lift", "dense"}
     assert all(getattr(SMALL, f"{name}_weight") > 0 for name in terms)
     torch.stack(list(terms.values())).sum().backward()
-    for part in (model.dense.student, model.dense.net3d, model.image_head, model.voxel_head):
+    assert all(p.grad is None for p in model.dense.student.parameters())
+    for part in (model.dense.net3d, model.image_head, model.voxel_head):
         assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in part.parameters())
 
 
-def test_the_match_term_is_info_nce_of_views_and_voxels(model, batch):
-    """The term put together from its parts by hand; nothing is detached or left out on the way."""
+def test_the_match_term_by_hand(model, batch):
+    """The term put together from its parts; nothing is detached or left out on the way."""
     features = model.dense.net3d(batch.voxels.coords, _inputs(batch), batch.voxels.shape, len(batch.voxels.sizes))[
         batch.voxels.rows
     ]
     voxel = model.voxel_head(features)[0]
-    one, two = (sampled(image_maps(model, batch.images), batch, place)[0] for place in (0, 1))
-    near, here = too_near(batch), batch.twins >= 0
-    own = voxel[batch.samples]
-    pairs = [(one, own, near), (two, own, near), (one, two, near)]
-    pairs.append((own[here], voxel[batch.twins[here]], near[here][:, here]))
-    expected = sum(info_nce(a, b, SMALL.temperature, drop) for a, b, drop in pairs) / 4
+    views = sampled(image_maps(model, batch.images), batch)[0]
+    lifted = normalize(weighted(views, batch.weights), dim=1)
+    near, here, solid = too_near(batch), batch.twins >= 0, batch.samples >= 0
+    own, t = voxel[batch.samples[solid]], SMALL.temperature
+    expected = info_nce(views[:, 0], lifted, t, near)
+    expected = expected + finding(own, views[:, 0], solid, near, t) + finding(own, lifted, solid, near, t)
+    twins = voxel[batch.twins[here]]
+    expected = expected + info_nce(voxel[batch.samples[here]], twins, t, near[here][:, here])
     terms = sparse_losses(model, batch, SMALL, torch.Generator().manual_seed(0))
-    assert torch.allclose(terms["match"], expected, atol=1e-5)
+    assert torch.allclose(terms["match"], expected / 4, atol=1e-5)
+
+
+def test_finding_by_hand():
+    """Two of three samples have voxels; the second's own sample is as near as the third's."""
+    other = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    solid, near = torch.tensor([True, True, False]), torch.zeros(3, 3, dtype=torch.bool)
+    one, two = np.log(1 + 2 * np.exp(-2)), np.log(2 + np.exp(-2))
+    assert finding(other[:2], other, solid, near, 0.5) == pytest.approx((one + two) / 2, abs=1e-6)
+    near[1, 2] = True  # a neighbour does not compete
+    alone = np.log(1 + np.exp(-2))
+    assert finding(other[:2], other, solid, near, 0.5) == pytest.approx((one + alone) / 2, abs=1e-6)
+    assert finding(other[:0], other, torch.zeros(3, dtype=torch.bool), near, 0.5) == 0
+
+
+def test_the_asking_view_does_not_answer():
+    values = torch.tensor([[[9.0], [1.0], [3.0]]])
+    assert weighted(values, torch.tensor([[5.0, 1.0, 3.0]])).item() == pytest.approx(2.5)
+
+
+def test_scores_and_descriptors_of_images_are_carried_to_the_voxels(model, captures):
+    """An image head that gives one score and one descriptor everywhere gives them to every voxel that is seen."""
+    links = captures[0]
+    torch.nn.init.zeros_(model.image_head.correction.weight)
+    model.image_head.correction.bias.data = 1e6 * torch.nn.functional.one_hot(torch.tensor(3), 16).float()
+    model.image_head.score.bias.data = torch.tensor([30.0, 0.0])
+    descriptors, scores, seen = lift_views(model, links.scene, links.views)
+    known = seen > SEEN
+    assert int(known.sum()) > 0
+    assert torch.allclose(scores[known], torch.tensor(0.5), atol=1e-4)
+    assert torch.allclose(descriptors[known][:, 3], torch.tensor(1.0), atol=1e-4)
+    points = condense_views(model, links.scene, links.views[:1], 40)
+    hidden = lift_views(model, links.scene, links.views[:1])[2] <= SEEN
+    where = torch.cdist(points.positions, links.scene.centres).argmin(1)
+    assert int(hidden.sum()) > 0 and bool((points.descriptors[~hidden[where], 3] > 0.99).all())
+    assert bool((points.descriptors[hidden[where], 3] < 0.9).all())
 
 
 def _inputs(batch):
