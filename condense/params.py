@@ -148,11 +148,11 @@ class AblationParams:
 class SparseParams:
     """Key-point training, from the pre-trained networks on; one run for each of their seeds."""
 
-    steps: int = 800
-    warmup: int = 40
+    steps: int = 600
+    warmup: int = 30
     captures: int = 6  # a step
-    views: int = 4  # of a capture: one asks, the others answer
-    voxels: int = 4_000  # of the captures whose scenes the 3D network sees, twice, at most
+    views: int = 4  # of a capture, at least 2
+    voxels: int = 2_500  # of the captures whose scenes the 3D network sees, twice, at most
     samples: int = 96  # voxels of a capture
     temperature: float = 0.07
     match_weight: float = 1.0
@@ -170,11 +170,12 @@ class SparseParams:
     clip: float = 1.0
     any_angle: float = 0.5  # share of copies turned by any angle; the others by quarter turns
     crop: float = 0.5  # share of second copies that are cropped
-    recolour: float = 0.2  # strength of colour augmentation of scenes and images, and
+    recolour: float = 0.2  # strength of colour augmentation of scenes, and
     recolour_strong: float = 1.0  # in a share
-    repaint: float = 0.2  # of the scenes
+    repaint: float = 0.2  # of them
     hide_colour: float = 0.2  # share of scenes whose colour is hidden
-    light: float = 0.4  # how much brighter or darker a view gets towards its border
+    light: float = 0.25  # how much brighter or darker a view gets, as a whole and towards its border
+    white_balance: float = 0.1  # how much of a colour it gets
     replace_background: float = 0.5  # share of views with masks that get another background
     log_every: int = 10
     checkpoint_every: int = 100

@@ -25,7 +25,7 @@ from condense.voxels import Turn, VoxelBatch, VoxelScene, batch_scenes, cell_mea
 
 @dataclass(frozen=True)
 class SparseBatch:
-    """Captures x V views, the first of which asks and the others answer; and the scenes of some captures, twice.
+    """Captures x V views, and the scenes of some captures, twice.
 
     Args:
         images: [captures V] each [3, H, W] float in [0, 1]; light and background changed.
@@ -119,13 +119,13 @@ def draw_views(links: Links, count: int, rng: np.random.Generator) -> list[Linke
 def co_visible(
     links: Links, views: Sequence[LinkedView], count: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Up to `count` voxels that the first view and another one see, more likely the more they weigh there.
+    """Up to `count` voxels that at least two views see, more likely the more they weigh in the second of them.
 
     Returns:
         rows [S] of the scene's voxels; pixels [S, V, 2] where they show; weights [S, V], see `view_weights`.
     """
     pixels, weights = view_weights(links.scene, views)
-    shared = torch.minimum(weights[:, 0], weights[:, 1:].amax(1))
+    shared = weights.topk(2, dim=1).values[:, 1]
     possible = torch.nonzero(shared > 0)[:, 0].numpy()
     share = shared[possible].double().numpy()
     number = min(count, len(possible))
@@ -159,15 +159,16 @@ def _visible(voxels: VoxelBatch, rng: np.random.Generator, share: float) -> Tens
 
 
 def relit(view: LinkedView, rng: np.random.Generator, params: SparseParams) -> Tensor:
-    """The image [3, H, W] in [0, 1] under another light, and half of the time before another background.
+    """The image [3, H, W] in [0, 1] under another light, and in a share of draws before another background.
 
-    The light is a brightness that changes linearly across the image, and an affine map of colours.
+    The light has another brightness, which changes linearly across the image, and another colour.
     """
-    image = recoloured(view.image.float() / 255, draw_recolour(rng, params.recolour))
+    image = view.image.float() / 255
     height, width = image.shape[:2]
     y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-    slope = rng.uniform(-params.light, params.light, 2)
-    image = (image * (1 + slope[0] * x + slope[1] * y)[:, :, None]).clamp(0, 1)
+    bright, slope = rng.uniform(-params.light, params.light), rng.uniform(-params.light, params.light, 2)
+    colour = 1 + torch.from_numpy(rng.uniform(-params.white_balance, params.white_balance, 3)).float()
+    image = (image * (1 + bright + slope[0] * x + slope[1] * y)[:, :, None] * colour).clamp(0, 1)
     other = torch.from_numpy(rng.uniform(0, 1, (3, 3, 3))).float()  # a smooth random background
     if rng.uniform() < params.replace_background:
         cover = view.mask[:, :, None].float() / 255

@@ -1,9 +1,9 @@
 """Key-point training on top of the dense networks: the image network stays as it is, the 3D network goes on learning.
 
-Terms, of a pixel u of the asking view, the same place t carried to the voxels from other views, and its voxel v:
+Terms, of a pixel u of one view, the same place t carried to the voxels from the other views, and its voxel v:
 
-- `match`: InfoNCE between the descriptors of u and t; v finds u and t among those of all captures; v finds its other
-  copy (turned, recoloured, cropped). Next neighbours do not repel each other;
+- `match`: InfoNCE between the descriptors of u and t, every view asking in turn; v finds u and t among those of all
+  captures; v finds its other copy (turned, recoloured, cropped). Next neighbours do not repel each other;
 - `reliable`: the score's first factor is the probability that the descriptor matches (binary cross-entropy), and 0
   beside the object where there is a mask;
 - `distinct`: the second factor looks alike around u, t and v, and peaks: cosine similarity and peakiness of patches,
@@ -55,27 +55,30 @@ def sparse_losses(
     described, voxel_logits = model.voxel_head(features)
     maps = image_maps(model, batch.images)
     descriptors, logits = sampled(maps, batch)  # [S, V, D], [S, V, 2]
-    pixel, lifted = descriptors[:, 0], normalize(weighted(descriptors, batch.weights), dim=1)
     near = too_near(batch)
-    solid, here = batch.samples >= 0, batch.twins >= 0
+    views_match, views_reliable, chance = between_views(descriptors, logits, batch, near, params.temperature)
+    solid, here, each = batch.samples >= 0, batch.twins >= 0, torch.arange(len(batch.samples))
+    closest = batch.weights.argmax(1)  # the view that shows a sample best
+    # images see more than voxels: the 3D network follows them, and does not hold them back
+    pixel = descriptors[each, closest].detach()
+    lifted = normalize(weighted(descriptors, batch.weights), dim=1).detach()
     voxel, twin = described[batch.samples[solid]], described[batch.twins[here]]
     matches = [
-        info_nce(pixel, lifted, params.temperature, near),
+        views_match,
         finding(voxel, pixel, solid, near, params.temperature),
         finding(voxel, lifted, solid, near, params.temperature),
         info_nce(described[batch.samples[here]], twin, params.temperature, near[here][:, here]),
     ]
-    chance = match_probability(pixel, lifted, batch.owner, near, params.temperature)
     patches, solid_patches = draw_patches(batch, generator)
     scores = logits.sigmoid()
-    distinct = [scores[:, 0, 1], weighted(scores, batch.weights)[:, 1]]
+    distinct = [scores[each, closest, 1], weighted(scores, batch.weights)[:, 1]]
     distinct3d = voxel_logits[batch.samples.clamp_min(0), 1].sigmoid()
     scores2d = [_cells(keypoint_score(m[2].movedim(0, -1)), size) for m, size in zip(maps, batch.cells, strict=True)]
     dense2d = [m[0].flatten(1).T for m in maps]
     views = _views_with_scene(batch)
     return {
         "match": torch.stack(matches).mean(),
-        "reliable": binary_cross_entropy_with_logits(logits[:, 0, 0], chance)
+        "reliable": views_reliable
         + binary_cross_entropy_with_logits(voxel_logits[batch.samples[solid], 0], chance[solid])
         + beside(maps, batch),
         "distinct": distinct_loss([values[patches] for values in distinct])
@@ -85,6 +88,39 @@ def sparse_losses(
         ),
         "dense": dense_loss(features[: batch.operator.voxels], torch.cat(dense2d[:views]), batch, params, generator),
     }
+
+
+def between_views(
+    descriptors: Tensor, logits: Tensor, batch: SparseBatch, near: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each view in turn asks where the others show what it shows.
+
+    Args:
+        descriptors: [S, V, D], unit length.
+        logits: [S, V, 2].
+        batch: with the weights of the samples in the views.
+        near: [S, S] pairs that do not repel each other.
+        temperature: of the softmax.
+
+    Returns:
+        InfoNCE and binary cross-entropy of "reliable", means over the views; and [S] the probability that a sample
+        matches, mean over the views that it was asked in.
+    """
+    matches, reliable = [], []
+    chance, asked = torch.zeros(len(logits)), torch.zeros(len(logits))
+    for place in range(logits.shape[1]):
+        others = batch.weights.clone()
+        others[:, place] = 0
+        rows = torch.nonzero((batch.weights[:, place] > 0) & (others.amax(1) > 0))[:, 0]
+        if len(rows):
+            pixel, apart = descriptors[rows, place], near[rows][:, rows]
+            lifted = normalize(weighted(descriptors[rows], others[rows]), dim=1)
+            matches.append(info_nce(pixel, lifted, temperature, apart))
+            found = match_probability(pixel, lifted, batch.owner[rows], apart, temperature)
+            reliable.append(binary_cross_entropy_with_logits(logits[rows, place, 0], found))
+            chance[rows] += found
+            asked[rows] += 1
+    return torch.stack(matches).mean(), torch.stack(reliable).mean(), chance / asked.clamp_min(1)
 
 
 def _views_with_scene(batch: SparseBatch) -> int:
@@ -124,9 +160,8 @@ def sampled(maps: Maps, batch: SparseBatch) -> tuple[Tensor, Tensor]:
 
 
 def weighted(values: Tensor, weights: Tensor) -> Tensor:
-    """[S, D] means of values [S, V, D] over the answering views, all but the first, by weights [S, V]."""
-    answering = weights[:, 1:, None]
-    return (values[:, 1:] * answering).sum(1) / answering.sum(1).clamp_min(1e-6)
+    """[S, D] means of values [S, V, D] over the views, by weights [S, V]; 0 without any weight."""
+    return (values * weights[..., None]).sum(1) / weights.sum(1, keepdim=True).clamp_min(1e-6)
 
 
 def too_near(batch: SparseBatch) -> Tensor:

@@ -85,8 +85,8 @@ SECTIONS = [
         ),
     ),
     Section(
-        "matching",
-        "Image to capture",
+        "retrieval",
+        "Image to capture by dense features",
         "Which capture does an unseen view show? <code>condense</code> compares the student's cells with voxel features; "
         "<code>pooled_teacher</code> and <code>lifted_teacher</code> use the frozen network with the same data.",
     ),

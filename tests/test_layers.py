@@ -29,7 +29,8 @@ teacher
 losses
 links
 model batches
-sparse sparsebatch
+sparse
+extraction sparsebatch
 joint baselines ablations
 pretrain
 sparsetrain

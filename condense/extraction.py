@@ -1,0 +1,111 @@
+"""Key points of a scene, from its voxels alone or with the help of its images, and of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize
+
+from condense.keypoints import ImageKeyPoints, KeyPoints, sample_map, spread_maxima, voxel_normals
+from condense.links import LinkedView, as_batch
+from condense.model import voxel_features
+from condense.sparse import SparseModel, keypoint_score, view_weights
+from condense.voxels import VoxelScene
+
+SEEN = 0.05  # summed weight in the views from which they describe a voxel
+
+
+@torch.no_grad()
+def condense_scene(model: SparseModel, scene: VoxelScene, count: int = 256) -> KeyPoints:
+    """The decorated key points of a scene, from its voxels alone: no image is looked at.
+
+    Args:
+        model: in evaluation mode.
+        scene: the voxels.
+        count: at most so many key points, spread over the scene (see `spread_maxima`).
+    """
+    descriptors, logits = model.voxel_head(voxel_features(model.dense.net3d, [scene])[0])
+    return _decorated(scene, descriptors, keypoint_score(logits), count)
+
+
+@torch.no_grad()
+def condense_views(model: SparseModel, scene: VoxelScene, views: Sequence[LinkedView], count: int = 256) -> KeyPoints:
+    """The decorated key points of a scene with posed images, whose descriptors are carried to the voxels.
+
+    A voxel that the views see gets the mean of its descriptors and of its scores in them; the 3D network alone
+    describes the others.
+
+    Args:
+        model: in evaluation mode.
+        scene: the voxels.
+        views: images of the scene with their cameras and ray operators.
+        count: at most so many key points.
+    """
+    described, logits = model.voxel_head(voxel_features(model.dense.net3d, [scene])[0])
+    scores = keypoint_score(logits)
+    lifted, lifted_scores, seen = lift_views(model, scene, views)
+    known = seen > SEEN
+    descriptors = torch.where(known[:, None], lifted, described)
+    return _decorated(scene, descriptors, torch.where(known, lifted_scores, scores), count)
+
+
+@torch.no_grad()
+def lift_views(model: SparseModel, scene: VoxelScene, views: Sequence[LinkedView]) -> tuple[Tensor, Tensor, Tensor]:
+    """What the images say of each voxel: means over the views, weighted by how much of a view the voxel makes up.
+
+    Returns:
+        descriptors [N, D], unit length; scores [N] in [0, 1]; summed weights [N], 0 where no view sees a voxel.
+    """
+    pixels, weights = view_weights(scene, views)
+    total = torch.zeros(len(scene), model.dense.student.dim + 1)
+    for number, view in enumerate(views):
+        _, descriptors, logits = model.image_maps(as_batch([view.image]))
+        maps = torch.cat([descriptors[0], keypoint_score(logits[0].movedim(0, -1))[None]])
+        total += weights[:, number, None] * sample_map(
+            maps, pixels[:, number], (view.image.shape[1], view.image.shape[0])
+        )
+    seen = weights.sum(1)
+    return normalize(total[:, :-1], dim=1), total[:, -1] / seen.clamp_min(1e-6), seen
+
+
+def _decorated(scene: VoxelScene, descriptors: Tensor, scores: Tensor, count: int) -> KeyPoints:
+    kept = spread_maxima(scene.centres, scores, count)
+    normals = voxel_normals(scene)[kept]
+    return KeyPoints(scene.centres[kept], normals, scores[kept], descriptors[kept], scene.colour[kept])
+
+
+@torch.no_grad()
+def detect_image(model: SparseModel, image: Tensor, mask: Tensor | None = None, count: int = 256) -> ImageKeyPoints:
+    """The key points of one image.
+
+    Args:
+        model: in evaluation mode.
+        image: [H, W, 3] uint8.
+        mask: [H, W] uint8 or None; only places that it covers at least by half are taken.
+        count: at most so many.
+    """
+    return detect_images(model, [image], None if mask is None else [mask], count)[0]
+
+
+@torch.no_grad()
+def detect_images(
+    model: SparseModel, images: Sequence[Tensor], masks: Sequence[Tensor] | None = None, count: int = 256
+) -> list[ImageKeyPoints]:
+    """`detect_image` of several images of one size."""
+    _, descriptors, logits = model.image_maps(as_batch(images))
+    scores = keypoint_score(logits.movedim(1, -1))  # [B, H/2, W/2]
+    height, width = images[0].shape[:2]
+    found = []
+    for number, (score, features) in enumerate(zip(scores, descriptors, strict=True)):
+        rows, columns = score.shape
+        y, x = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
+        places = torch.stack([x, y], dim=-1).flatten(0, 1) * score.new_tensor([width / columns, height / rows])
+        inside = torch.ones(rows * columns, dtype=torch.bool)
+        if masks is not None:
+            inside = interpolate(masks[number][None, None].float(), score.shape, mode="area").flatten() >= 127.5
+        places, strength, described = places[inside], score.flatten()[inside], features.flatten(1).T[inside]
+        kept = spread_maxima(places, strength, count)
+        found.append(ImageKeyPoints(places[kept], strength[kept], described[kept], (width, height)))
+    return found
