@@ -174,13 +174,15 @@ def fit(
     return history
 
 
-def load_image_network(folder: Path, teacher: Path) -> nn.Module:
-    """The image network in a folder of `train_rival`, or of a trained student, in evaluation mode.
+def load_image_network(folder: Path | None, teacher: Path) -> nn.Module:
+    """The image network in a folder of `train_rival` or of a trained student, in evaluation mode.
 
     Args:
-        folder: of one seed.
+        folder: of one seed; None for the frozen network itself.
         teacher: the frozen network's .safetensors, which `dvt` cleans.
     """
+    if folder is None:
+        return load_backbone(teacher).eval()
     if not (folder / "denoiser.safetensors").is_file():
         return load_backbone(folder / "student.safetensors").eval()
     state = load_file(folder / "denoiser.safetensors")
