@@ -157,7 +157,7 @@ def train_rival(
 def fit(
     learner: nn.Module, captures: Sequence[Links], params: PretrainParams, lr: float, seed: int
 ) -> list[dict[str, float]]:
-    """The loop, in place; returns {"step", "loss"} every `params.log_every` steps. Draws depend on (seed, step) alone."""
+    """The loop, in place; {"step", "loss"} every `params.log_every` steps. Draws depend on (seed, step) alone."""
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=params.weight_decay, foreach=True)
     history = []

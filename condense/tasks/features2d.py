@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from condense.backbone2d import FeatureStatistics, load_backbone
-from condense.backbone3d import load_net3d
+from condense.backbone3d import SparseUNet, load_net3d
 from condense.captures.capture import Capture
 from condense.joint import SOLID
 from condense.links import LinkedView, Links, load_links
@@ -134,7 +134,7 @@ def _image_network(folder: Path | None, teacher: Path) -> nn.Module:
 
 
 @lru_cache(maxsize=32)
-def _net3d(folder: Path) -> nn.Module:
+def _net3d(folder: Path) -> SparseUNet:
     return load_net3d(folder)
 
 

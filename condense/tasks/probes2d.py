@@ -127,6 +127,18 @@ class Cells:
     depth: Tensor
     normals: Tensor
 
+    def known(self, name: str) -> Tensor:
+        """[N] bool: the cells that have a label, or a value, of one of the targets."""
+        values = getattr(self, name)
+        return values > 0 if name == "labels" else values.isfinite().all(1)
+
+    def some(self, name: str, most: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Features [M, D] and one of the targets of the cells that know it; `most` of them, drawn evenly."""
+        rows = np.flatnonzero(self.known(name).numpy())
+        if most is not None:
+            rows = np.sort(np.random.default_rng(seed).permutation(rows)[:most])
+        return self.features[torch.from_numpy(rows)], getattr(self, name)[torch.from_numpy(rows)]
+
 
 @torch.no_grad()
 def read_cells(network: nn.Module, views: Views) -> Cells:
@@ -192,15 +204,15 @@ def _label_probes(
     task: ProbeViews, train: Cells, val: Cells, tested: Sequence[Cells], most: int, seed: int
 ) -> tuple[dict[str, NDArray[np.int64]], dict[str, Probe]]:
     """Confusions {setting: [draws, captures, C, C]} and {setting: the probe of the first draw}; {} without labels."""
-    labelled, classes = int((train.labels > 0).sum()), len(task.names)
+    labelled, classes = int(train.known("labels").sum()), len(task.names)
+    val_x, val_y = val.some("labels", most, seed)
     confusions, probes = {}, {}
     for setting, share, draws in (("probe", 1.0, 1), ("probe_1pct", FEW, DRAWS)) if labelled else ():
+        count = min(most, max(1, round(share * labelled)))
         fitted = []
         for draw in range(draws):
-            rows = _some(train.labels > 0, min(most, max(1, round(share * labelled))), seed + draw)
-            of_val = _some(val.labels > 0, most, seed)
-            xy = [part[at] for cells, at in ((train, rows), (val, of_val)) for part in (cells.features, cells.labels)]
-            fitted.append(fit_probe(*xy, classes))
+            x, y = train.some("labels", count, seed + draw)
+            fitted.append(fit_probe(x, y, val_x, val_y, classes))
         counts = [
             [confusion(probe.predict(cells.features).numpy(), cells.labels.numpy(), classes) for cells in tested]
             for probe in fitted
@@ -216,24 +228,13 @@ def _regressions(
     """Errors {metric: [captures]} and {metric: the regression}; without what no training cell knows."""
     errors, ridges = {}, {}
     for metric, (name, error) in REGRESSED.items():
-        rows, of_val = (_some(_known(getattr(cells, name)), most, seed) for cells in (train, val))
-        if len(rows):
-            pairs = ((train, rows), (val, of_val))
-            xy = [part[at] for cells, at in pairs for part in (cells.features, getattr(cells, name))]
-            ridges[metric] = fit_ridge(*xy, error)
-            errors[metric] = np.array([_error_of(ridges[metric], c.features, getattr(c, name), error) for c in tested])
+        (x, y), (val_x, val_y) = (cells.some(name, most, seed) for cells in (train, val))
+        if len(x):
+            ridges[metric] = fit_ridge(x, y, val_x, val_y, error)
+            errors[metric] = np.array([_error_of(ridges[metric], name, cells, error) for cells in tested])
     return errors, ridges
 
 
-def _known(values: Tensor) -> Tensor:
-    return values.isfinite().all(1)
-
-
-def _some(wanted: Tensor, most: int, seed: int) -> Tensor:
-    rows = np.flatnonzero(wanted.numpy())
-    return torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(rows)[:most]))
-
-
-def _error_of(ridge: Ridge, features: Tensor, truth: Tensor, error: Error) -> float:
-    known = _known(truth)
-    return float(error(ridge.predict(features[known]), truth[known])) if known.any() else float("nan")
+def _error_of(ridge: Ridge, name: str, cells: Cells, error: Error) -> float:
+    x, y = cells.some(name)
+    return float(error(ridge.predict(x), y)) if len(x) else float("nan")
