@@ -24,7 +24,7 @@ from condense.model import student_cells, voxel_features
 from condense.rayoperator import heaviest
 from condense.rivals2d import load_image_network
 from condense.tasks.matches2d import Matches, find_matches, match_scores
-from condense.tasks.noise2d import cell_norms, norm_outliers, steps, variance_explained
+from condense.tasks.noise2d import OUTLIER, norm_deviation, steps, variance_explained
 from condense.tasks.targets2d import cell_labels
 
 Rows = dict[str, list[dict[str, float]]]
@@ -72,7 +72,7 @@ def find_tracks(links: Links) -> Tensor:
 def noise_scores(evaluation: Evaluation, maps: Sequence[Tensor]) -> dict[str, float]:
     """How noisy features are in single held-out views of one capture.
 
-    `norm_outliers`: share of the capture's cells, by `norm_outliers` within each view. `tv_inside`, `tv_across`:
+    `norm_outliers`: share of the capture's cells, whose norm is an outlier within its view. `tv_inside`, `tv_across`:
     total variation, the mean distance between unit features of neighbouring cells, inside parts and across borders
     of parts; `tv_ratio`, the first by the second, is small where parts are even and borders sharp. NaN where there
     is nothing to measure.
@@ -80,9 +80,8 @@ def noise_scores(evaluation: Evaluation, maps: Sequence[Tensor]) -> dict[str, fl
     views = evaluation.links.views
     outliers, inside, across = [torch.zeros(0)], [torch.zeros(0)], [torch.zeros(0)]
     for i in evaluation.heldout:
-        solid = views[i].operator.opacity >= SOLID
-        if solid.any():
-            outliers.append(norm_outliers(cell_norms(maps[i], evaluation.statistics).flatten()[solid]).float())
+        solid = (views[i].operator.opacity >= SOLID).reshape(views[i].cells)
+        outliers.append((norm_deviation(maps[i], evaluation.statistics, solid)[solid].abs() > OUTLIER).float())
         if i in evaluation.labels:
             pair = steps(maps[i], evaluation.labels[i].reshape(views[i].cells))
             inside.append(pair[0])

@@ -8,7 +8,8 @@ from torch.nn.functional import normalize
 
 from condense.backbone2d import FeatureStatistics
 
-OUTLIER = 3.5 * 1.4826  # median absolute deviations; 3.5 standard deviations of a normal distribution
+OUTLIER = 3.5  # robust standard deviations
+NORMAL = 1.4826  # a normal distribution's standard deviation, in median absolute deviations
 
 
 def variance_explained(features: Tensor, point: Tensor, view: Tensor) -> float:
@@ -50,18 +51,24 @@ def _means(values: Tensor, row: Tensor, rows: int) -> Tensor:
     return values.new_zeros(rows, values.shape[1]).index_add_(0, row, values) / count[:, None]
 
 
-def norm_outliers(norms: Tensor) -> Tensor:
-    """[N] bool: norms more than OUTLIER median absolute deviations from the median of [N].
+def norm_deviation(cells: Tensor, statistics: FeatureStatistics, solid: Tensor) -> Tensor:
+    """[h, w] how far the norm of each cell's feature is from the median of its view, in robust standard deviations.
 
-    Such cells are the artefacts of Darcet et al. (ICLR 2024), whose features tell of the image and not of the place.
+    Beyond OUTLIER it counts as an artefact: those of Darcet et al. (ICLR 2024) have large norms and tell of the whole
+    image, not of their place.
+
+    Args:
+        cells: [D, h, w] standardised features; norms are of those before standardisation.
+        statistics: of the frozen network.
+        solid: [h, w] bool, cells that show the capture: the median and its absolute deviation are theirs.
+
+    Returns:
+        NaN where not solid, 0 everywhere if norms do not differ.
     """
-    centre = norms.median()
-    return (norms - centre).abs() > OUTLIER * (norms - centre).abs().median()
-
-
-def cell_norms(cells: Tensor, statistics: FeatureStatistics) -> Tensor:
-    """[h, w] norms of features [D, h, w] before standardisation."""
-    return (cells * statistics.std[:, None, None] + statistics.mean[:, None, None]).norm(dim=0)
+    norms = (cells * statistics.std[:, None, None] + statistics.mean[:, None, None]).norm(dim=0)
+    apart = norms - norms[solid].median() if solid.any() else norms
+    spread = NORMAL * apart[solid].abs().median() if solid.any() else norms.new_zeros(())
+    return torch.where(solid, apart / spread if spread > 0 else apart * 0, torch.nan)
 
 
 def steps(cells: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
