@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from condense.backbone2d import FeatureStatistics
+from condense.figures import label_colours
 from condense.joint import SOLID
 from condense.links import Links
+from condense.rivals2d import load_image_network
+from condense.tasks.noise2d import OUTLIER, norm_deviation
+from condense.tasks.probes2d import REGRESSED, ProbeResult, ProbeViews, read_cells
+from condense.tasks.targets2d import CellTargets
 
 
 def shared_colours(links: Links, maps: Mapping[str, Sequence[Tensor]]) -> dict[str, list[NDArray]]:
