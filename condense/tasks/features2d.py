@@ -6,7 +6,8 @@ What needs labels is left out where there are none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -103,7 +104,6 @@ def measure(evaluation: Evaluation, maps: Sequence[Tensor]) -> dict[str, float]:
     }
 
 
-@torch.no_grad()
 def image_maps(links: Links, network: nn.Module) -> list[Tensor]:
     """[D, h, w] of each view by an image network."""
     cells = student_cells(network, [view.image for view in links.views])
@@ -162,15 +162,27 @@ def measure_capture(
         frozen.stride,
         seed,
     )
-    rows: Rows = {"teacher": [measure(evaluation, teacher_maps(links))]}
-    rows["lifted"] = [measure(evaluation, geometry_maps(links, links.lifted))]
-    for method, folders in networks.items():
-        rows[method] = [measure(evaluation, image_maps(links, _image_network(f, teacher))) for f in folders]
-        for folder in folders:
-            if (folder / "net3d.json").is_file():
-                voxels = voxel_features(_net3d(folder), [links.scene])[0]
-                rows.setdefault("rendered", []).append(measure(evaluation, geometry_maps(links, voxels)))
+    rows: Rows = {}
+    for kind, maps in all_maps(links, networks, teacher):
+        rows.setdefault(kind, []).append(measure(evaluation, maps))
     return rows
+
+
+@torch.no_grad()
+def all_maps(links: Links, networks: Mapping[str, Sequence[Path]], teacher: Path) -> Iterator[tuple[str, list[Tensor]]]:
+    """(kind, [D, h, w] of each view): `teacher`, `lifted`, each of `networks`, and `rendered`, as `measure_capture`."""
+    yield "teacher", teacher_maps(links)
+    yield "lifted", geometry_maps(links, links.lifted)
+    for method, folders in networks.items():
+        for folder in folders:
+            yield method, image_maps(links, _image_network(folder, teacher))
+            if (folder / "net3d.json").is_file():
+                yield "rendered", geometry_maps(links, voxel_features(_net3d(folder), [links.scene])[0])
+
+
+def first_views(links: Links, count: int) -> Links:
+    """The capture with its first `count` views."""
+    return dataclasses.replace(links, views=links.views[:count])
 
 
 def heldout_labels(capture: Capture, links: Links, max_side: int) -> dict[int, Tensor]:
