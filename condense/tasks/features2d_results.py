@@ -14,6 +14,21 @@ from condense.tasks.features2d import Rows
 from condense.tasks.methods import paired_table
 from condense.tasks.probes2d import ProbeResult
 
+TITLES = {  # of panels of a figure; the arrow points to better
+    "consistency_margin": "consistency margin ↑",
+    "variance_explained": "variance explained ↑",
+    "match_at_1px": "found within 1 px ↑",
+    "match_at_2px": "found within 2 px ↑",
+    "match_at_1_cell": "found within a cell ↑",
+    "tv_ratio": "steps inside / across ↓",
+    "norm_outliers": "outliers of norm ↓",
+    "part_probe_miou": "parts, mIoU ↑",
+    "part_probe_1pct_miou": "parts, 1 % of labels ↑",
+    "semantic_probe_miou": "rooms, mIoU ↑",
+    "semantic_probe_1pct_miou": "rooms, 1 % of labels ↑",
+    "depth_probe_rmse": "depth, RMSE ↓",
+    "normals_probe_deg": "normals, degrees ↓",
+}
 Values = dict[str, dict[str, NDArray]]  # {method: {metric: [seeds, captures] or confusions}}
 
 
@@ -65,6 +80,27 @@ def differences(values: Values, confusions: Values, of: str = "student") -> pd.D
     labels = paired_table(confusions, segmentation_difference, of)
     both = (paired_table(values, paired_difference, of), labels.assign(metric=labels["metric"] + "_miou"))
     return pd.concat([table for table in both if len(table)] or [both[0]], ignore_index=True)
+
+
+def verdicts(table: pd.DataFrame, titles: Mapping[str, str] = TITLES) -> pd.DataFrame:
+    """In what the student is better, worse, or not told apart (the interval of the difference holds 0).
+
+    Args:
+        table: of `differences`; metrics without a title are left out.
+        titles: {metric: title with an arrow to better}.
+
+    Returns:
+        A row a method, columns better, worse, not told apart: the metrics' names.
+    """
+    rows: dict[str, dict[str, list[str]]] = {}
+    for row in table[table["metric"].isin(list(titles))].itertuples():
+        gain = row.difference if titles[row.metric].endswith("↑") else -row.difference
+        sure = row.ci95 is not None and abs(gain) > row.ci95
+        verdict = ("better" if gain > 0 else "worse") if sure else "not told apart"
+        rows.setdefault(row.method, {}).setdefault(verdict, []).append(row.metric)
+    columns = ["better", "worse", "not told apart"]
+    words = {method: {c: ", ".join(found.get(c, ["-"])) for c in columns} for method, found in rows.items()}
+    return pd.DataFrame.from_dict(words, orient="index", columns=columns)
 
 
 def join(first: Mapping[str, Mapping[str, NDArray]], second: Mapping[str, Mapping[str, NDArray]]) -> Values:
