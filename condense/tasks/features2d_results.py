@@ -29,6 +29,7 @@ TITLES = {  # of panels of a figure; the arrow points to better
     "depth_probe_rmse": "depth, RMSE ↓",
     "normals_probe_deg": "normals, degrees ↓",
 }
+KEYS = ("method", "metric", "difference", "ci95")  # columns of `differences`
 Values = dict[str, dict[str, NDArray]]  # {method: {metric: [seeds, captures] or confusions}}
 
 
@@ -93,11 +94,11 @@ def verdicts(table: pd.DataFrame, titles: Mapping[str, str] = TITLES) -> pd.Data
         A row a method, columns better, worse, not told apart: the metrics' names.
     """
     rows: dict[str, dict[str, list[str]]] = {}
-    for row in table[table["metric"].isin(list(titles))].itertuples():
-        gain = row.difference if titles[row.metric].endswith("↑") else -row.difference
-        sure = row.ci95 is not None and abs(gain) > row.ci95
-        verdict = ("better" if gain > 0 else "worse") if sure else "not told apart"
-        rows.setdefault(row.method, {}).setdefault(verdict, []).append(row.metric)
+    for method, metric, difference, half in zip(*(table[c].tolist() for c in KEYS), strict=True):
+        if metric in titles:
+            gain = difference if titles[metric].endswith("↑") else -difference
+            verdict = ("better" if gain > 0 else "worse") if abs(gain) > (half or np.inf) else "not told apart"
+            rows.setdefault(method, {}).setdefault(verdict, []).append(metric)
     columns = ["better", "worse", "not told apart"]
     words = {method: {c: ", ".join(found.get(c, ["-"])) for c in columns} for method, found in rows.items()}
     return pd.DataFrame.from_dict(words, orient="index", columns=columns)
