@@ -97,7 +97,7 @@ def mean_artefact(captures: Sequence[Links]) -> Tensor:
 
 
 def without_artefact(links: Links, artefact: Tensor) -> Links:
-    """The capture with features lifted from cells that are rid of the artefact."""
+    """The capture, with its training views alone, and features lifted from cells that are rid of the artefact."""
     clean = [v.teacher.float() - _stretched(artefact, v.cells).flatten(1).T for v in links.views]
     return dataclasses.replace(links, lifted=lift(clean, [view.operator for view in links.views])[0])
 

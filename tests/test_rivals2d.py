@@ -61,7 +61,7 @@ def test_mean_artefact_finds_what_is_added_at_one_position(captures):
 
 
 def test_without_artefact_lifts_cleaned_cells(captures):
-    links = captures[0]
+    links = dataclasses.replace(captures[0], views=captures[0].views[:4])  # its training views
     cleaned = without_artefact(links, torch.full((16, 3, 3), 0.25))
     seen = links.seen > 0.01
     torch.testing.assert_close(cleaned.lifted[seen], links.lifted[seen] - 0.25, rtol=1e-2, atol=1e-2)
