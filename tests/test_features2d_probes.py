@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,16 +38,10 @@ class TestTargets:
         assert label.tolist() == [2, 0, 0, 0]  # ties go to the label that comes first
 
     def test_names_are_shared(self):
-        class Chair:
-            meta = {"kind": "object", "parts": {"1": "leg", "2": "seat"}}
-
-        class Table:
-            meta = {"kind": "object", "parts": {"7": "leg", "8": "board"}}
-
-        class Room:
-            meta = {"kind": "room", "parts": {"1": "wall"}}
-
-        assert part_names([Chair, Table, Room], "object") == ("none", "board", "leg", "seat")
+        parts = ({"1": "leg", "2": "seat"}, {"7": "leg", "8": "board"}, {"1": "wall"})
+        metas = [{"kind": kind, "parts": each} for kind, each in zip(("object", "object", "room"), parts, strict=True)]
+        captures = [SimpleNamespace(meta=meta) for meta in metas]
+        assert part_names(captures, "object") == ("none", "board", "leg", "seat")
 
     def test_depth_of_a_ball(self, links):
         """Cameras stand 1.8 from the ball's middle: nearest in the middle of the image."""

@@ -97,7 +97,7 @@ def verdicts(table: pd.DataFrame, titles: Mapping[str, str] = TITLES) -> pd.Data
     for method, metric, difference, half in zip(*(table[c].tolist() for c in KEYS), strict=True):
         if metric in titles:
             gain = difference if titles[metric].endswith("↑") else -difference
-            verdict = ("better" if gain > 0 else "worse") if abs(gain) > (half or np.inf) else "not told apart"
+            verdict = ("better" if gain > 0 else "worse") if half is not None and abs(gain) > half else "not told apart"
             rows.setdefault(method, {}).setdefault(verdict, []).append(metric)
     columns = ["better", "worse", "not told apart"]
     words = {method: {c: ", ".join(found.get(c, ["-"])) for c in columns} for method, found in rows.items()}
