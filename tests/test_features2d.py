@@ -7,7 +7,7 @@ import torch
 from toys import tiny_teacher, toy_links
 
 from condense.backbone2d import FeatureStatistics, save_backbone
-from condense.links import save_links
+from condense.links import lift, save_links
 from condense.model import new_model, save_model
 from condense.tasks.features2d import (
     Evaluation,
@@ -16,6 +16,7 @@ from condense.tasks.features2d import (
     first_views,
     geometry_maps,
     heldout_labels,
+    lifted_halves,
     measure,
     measure_capture,
     teacher_maps,
@@ -91,6 +92,15 @@ def test_maps_of_every_kind(tmp_path, links):
     assert len(first_views(links, 2).views) == 2
 
 
+def test_halves_of_lifted_features(links):
+    """Two views out of three make one half: that half is what lifting those two gives."""
+    links = dataclasses.replace(links, views=toy_links(0, views=6, test=3).views)
+    first, second = lifted_halves(links)
+    expected, _ = lift([links.views[i].teacher for i in (0, 2)], [links.views[i].operator for i in (0, 2)])
+    torch.testing.assert_close(first, expected)
+    assert not torch.allclose(first, second)
+
+
 def test_files_to_rows(tmp_path, links):
     save_backbone(tiny_teacher(), tmp_path / "teacher.safetensors")
     save_links(links, tmp_path / "toy.safetensors")
@@ -99,13 +109,10 @@ def test_files_to_rows(tmp_path, links):
     networks = {"student": [tmp_path / "seed_0", tmp_path / "seed_1"]}
     job = (tmp_path / "toy.safetensors", networks, tmp_path / "teacher.safetensors", 0, 0)
     rows = measure_capture(PHOTOGRAPHS, *job)
-    assert {kind: len(seeds) for kind, seeds in rows.items()} == {
-        "teacher": 1,
-        "lifted": 1,
-        "student": 2,
-        "rendered": 2,
-    }
+    counts = {kind: len(seeds) for kind, seeds in rows.items()}
+    assert counts == {"teacher": 1, "lifted": 1, "student": 2, "rendered": 2, "lifted_halves": 1}
     for metric in ("consistency_margin", "variance_explained"):
         assert rows["student"][0][metric] == pytest.approx(rows["teacher"][0][metric], abs=1e-2)
+    assert "consistency_margin" in rows["lifted_halves"][0] and "tv_ratio" not in rows["lifted_halves"][0]
     assert np.isnan(rows["teacher"][0]["tv_ratio"])
     assert teacher_maps(links)[0].shape == (16, 8, 8)

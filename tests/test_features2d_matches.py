@@ -62,5 +62,13 @@ class TestMatchScores:
         assert ideal["match_at_1_cell"] == ideal["match_at_4px"] >= ideal["match_at_2px"] >= ideal["match_at_1px"] > 0
         assert constant["consistency_margin"] == pytest.approx(0, abs=1e-6)
 
+    def test_the_second_view_by_other_features(self, links):
+        matches = find_matches(links, seed=0)
+        code = links.scene.coords.float() / 12 - 0.5
+        maps, other = ([v.operator.render(c).T.reshape(3, *v.cells) for v in links.views] for c in (code, -code))
+        same, opposite = (match_scores(links, matches, maps, 4, 0, second) for second in (None, other))
+        assert opposite["consistency_margin"] == pytest.approx(-same["consistency_margin"], abs=1e-5)
+        assert opposite["match_at_1_cell"] < 0.5 * same["match_at_1_cell"]
+
     def test_no_matches(self, links):
         assert all(np.isnan(value) for value in match_scores(links, [], [], 4, seed=0).values())

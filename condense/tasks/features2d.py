@@ -20,7 +20,7 @@ from condense.backbone2d import FeatureStatistics, load_backbone
 from condense.backbone3d import SparseUNet, load_net3d
 from condense.captures.capture import Capture
 from condense.joint import SOLID
-from condense.links import LinkedView, Links, load_links
+from condense.links import LinkedView, Links, lift, load_links
 from condense.model import student_cells, voxel_features
 from condense.rayoperator import heaviest
 from condense.rivals2d import load_image_network
@@ -113,7 +113,7 @@ def image_maps(links: Links, network: nn.Module) -> list[Tensor]:
 def geometry_maps(links: Links, voxels: Tensor) -> list[Tensor]:
     """[D, h, w] of each view, volume-rendered from features [N, D] of the voxels.
 
-    Of lifted features and of the 3D network's they show how steady features could be that see other views too.
+    A voxel has one feature in all views, whatever it is: such maps match as well as the geometry allows.
     """
     return _as_maps([view.operator.render(voxels) for view in links.views], links.views)
 
@@ -141,7 +141,10 @@ def _net3d(folder: Path) -> SparseUNet:
 def measure_capture(
     capture: Capture, path: Path, networks: Mapping[str, Sequence[Path]], teacher: Path, max_side: int, seed: int
 ) -> Rows:
-    """{kind: `measure` of one capture, by seed}: the frozen network, lifted, `networks`, rendered. A job.
+    """{kind: `measure` of one capture, by seed}, of `all_maps`; and `lifted_halves`. A job of `parallel_map`.
+
+    `lifted_halves` matches lifted features fairly: a pair's first view shows those lifted from one half of the
+    training views, its second those of the other half, so that a voxel's feature no longer gives the voxel away.
 
     Args:
         capture: an unseen one.
@@ -165,7 +168,17 @@ def measure_capture(
     rows: Rows = {}
     for kind, maps in all_maps(links, networks, teacher):
         rows.setdefault(kind, []).append(measure(evaluation, maps))
+    halves = [geometry_maps(links, voxels) for voxels in lifted_halves(links)]
+    rows["lifted_halves"] = [match_scores(links, evaluation.matches, halves[0], frozen.stride, seed, halves[1])]
     return rows
+
+
+def lifted_halves(links: Links) -> tuple[Tensor, Tensor]:
+    """[N, D] each: the frozen network's features lifted from every other training view, and from those left over."""
+    training = [view for view in links.views if view.split == "train"]
+    some = (training[::2], training[1::2] or training)
+    first, second = (lift([v.teacher for v in views], [v.operator for v in views])[0] for views in some)
+    return first, second
 
 
 @torch.no_grad()

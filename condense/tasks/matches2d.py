@@ -106,7 +106,12 @@ def sample_map(cells: Tensor, points: Tensor, size: Tensor) -> Tensor:
 
 
 def match_scores(
-    links: Links, matches: Sequence[Matches], maps: Sequence[Tensor], stride: int, seed: int
+    links: Links,
+    matches: Sequence[Matches],
+    maps: Sequence[Tensor],
+    stride: int,
+    seed: int,
+    second: Sequence[Tensor] | None = None,
 ) -> dict[str, float]:
     """How features of one kind match between the views of one capture.
 
@@ -120,17 +125,19 @@ def match_scores(
         maps: of its views, [D, h, w] each.
         stride: pixels a cell.
         seed: of the random pairs.
+        second: of the second view of each pair, where it is to be described by other features than the first.
     """
+    second = maps if second is None else second
     within = {f"match_at_{pixels}px": pixels for pixels in PIXELS} | {"match_at_1_cell": stride}
     if not matches:
         return dict.fromkeys(("consistency_margin", *within), float("nan"))
     rng = np.random.default_rng(seed)
     sizes = [view.camera.sizes[0] for view in links.views]
-    dense = {i: _dense(maps[i], sizes[i], max(1, stride // 8)) for i in {pair.second for pair in matches}}
+    dense = {i: _dense(second[i], sizes[i], max(1, stride // 8)) for i in {pair.second for pair in matches}}
     same, random, errors = [], [], []
     for pair in matches:
         f = sample_map(maps[pair.first], pair.a, sizes[pair.first])
-        g = sample_map(maps[pair.second], pair.b, sizes[pair.second])
+        g = sample_map(second[pair.second], pair.b, sizes[pair.second])
         same.append((f * g).sum(1))
         random.append((f * g[torch.from_numpy(rng.permutation(len(g)))]).sum(1))
         h, w = dense[pair.second].shape[1:]
