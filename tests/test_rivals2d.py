@@ -60,6 +60,15 @@ def test_mean_artefact_finds_what_is_added_at_one_position(captures):
     assert others.abs().max() < 1e-2
 
 
+def test_maps_of_other_sizes_share_one_artefact(captures):
+    wide = toy_links(1, views=3, test=0, width=48, height=24)
+    assert wide.views[0].cells == (6, 12)
+    artefact = mean_artefact([captures[0], wide])
+    assert artefact.shape == (16, 8, 8) and artefact.isfinite().all()
+    assert not torch.allclose(artefact, mean_artefact(captures[:1]))
+    assert without_artefact(wide, artefact).lifted.shape == wide.lifted.shape
+
+
 def test_without_artefact_lifts_cleaned_cells(captures):
     links = dataclasses.replace(captures[0], views=captures[0].views[:4])  # its training views
     cleaned = without_artefact(links, torch.full((16, 3, 3), 0.25))
