@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -103,7 +104,7 @@ def probe_colours(
         for probe, name in names.items():
             if probe in result.probes:
                 known, truth = cells.known(name), getattr(cells, name)
-                found = pictures.setdefault(name, {"image": [view.image.numpy() / 255 for view in views]})
+                found = pictures.setdefault(name, {"image": [view.image / 255 for view in views]})
                 found.setdefault("truth", _coloured(truth, truth, known, views, len(task.names)))
                 guess = result.probes[probe].predict(cells.features)
                 found[method] = _coloured(guess, truth, known, views, len(task.names))
@@ -126,10 +127,10 @@ def _coloured(
     return [part.reshape(*view.cells, 3).numpy() for part, view in zip(parts, views, strict=True)]
 
 
-def label_legend(figure: Figure, names: Sequence[str], labels: Tensor) -> Figure:
+def label_legend(figure: Figure, names: Sequence[str], labels: NDArray[np.int64]) -> Figure:
     """Adds a legend of the labels [N] that occur, below the figure."""
     colours = label_colours(len(names))
-    handles = [Patch(color=colours[i], label=names[i]) for i in labels.unique().tolist() if i]
+    handles = [Patch(color=colours[i], label=names[i]) for i in np.unique(labels).tolist() if i]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=7, frameon=False)
     return figure
 

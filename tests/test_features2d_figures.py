@@ -38,7 +38,7 @@ def test_probes_beside_the_truth(tmp_path):
     save_backbone(tiny_teacher(), tmp_path / "teacher.safetensors")
     split = [[views_of(place)] for place in range(3)]
     task = ProbeViews("part", ("none", "dark", "bright"), *split)
-    (result,) = probe_network("teacher", None, tmp_path / "teacher.safetensors", [task], 300, 0)
+    (result,) = probe_network("teacher", None, tmp_path / "teacher.safetensors", [task], 300, 0, True)
     pictures = probe_colours({"teacher": result}, task, split[2][0], tmp_path / "teacher.safetensors")
     assert set(pictures) == {"labels", "depth"} and list(pictures["labels"]) == ["image", "truth", "teacher"]
     same = (pictures["labels"]["truth"][0] == pictures["labels"]["teacher"][0]).all(-1)

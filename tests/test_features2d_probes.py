@@ -102,9 +102,10 @@ def views_of(seed):
     views = []
     for _ in range(2):
         bright = np.kron(rng.integers(0, 2, (4, 4)), np.ones((8, 8)))  # [32, 32]
-        image = torch.from_numpy((40 + 170 * bright[..., None] * np.ones(3)).astype(np.uint8))
-        cells = torch.from_numpy(bright[2::4, 2::4].flatten())  # [64]
-        views.append(CellTargets(image, (8, 8), cells.long() + 1, cells.float() + 1, torch.full((64, 3), torch.nan)))
+        image = (40 + 170 * bright[..., None] * np.ones(3)).astype(np.uint8)
+        cells = bright[2::4, 2::4].flatten()  # [64]
+        targets = (cells.astype(np.int64) + 1, cells.astype(np.float32) + 1, np.full((64, 3), np.nan, np.float32))
+        views.append(CellTargets(image, (8, 8), *targets))
     return views
 
 
@@ -112,7 +113,7 @@ def test_probes_read_what_the_image_shows(tmp_path):
     save_backbone(tiny_teacher(), tmp_path / "teacher.safetensors")
     split = [[views_of(10 * place + number) for number in range(3)] for place in range(3)]
     task = ProbeViews("part", ("none", "dark", "bright"), *split)
-    (result,) = probe_network("teacher", None, tmp_path / "teacher.safetensors", [task], 300, 0)
+    (result,) = probe_network("teacher", None, tmp_path / "teacher.safetensors", [task], 300, 0, True)
     counts = result.confusions["part_probe"]
     assert counts.shape == (1, 3, 3, 3) and result.confusions["part_probe_1pct"].shape == (3, 3, 3, 3)
     assert counts.sum() == 3 * 128 and np.trace(counts.sum((0, 1))) > 0.9 * counts.sum()

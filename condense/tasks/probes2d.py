@@ -143,8 +143,14 @@ class Cells:
 @torch.no_grad()
 def read_cells(network: nn.Module, views: Views) -> Cells:
     """All cells of at least one view, view by view."""
-    parts = [student_cells(network, [v.image for v in views[i : i + BATCH]]) for i in range(0, len(views), BATCH)]
-    targets = [torch.cat([getattr(view, name) for view in views]) for name in ("labels", "depth", "normals")]
+    parts = [
+        student_cells(network, [torch.from_numpy(v.image) for v in views[i : i + BATCH]])
+        for i in range(0, len(views), BATCH)
+    ]
+    targets = [
+        torch.from_numpy(np.concatenate([getattr(view, name) for view in views]))
+        for name in ("labels", "depth", "normals")
+    ]
     return Cells(normalize(torch.cat(parts), dim=1), targets[0], targets[1][:, None], targets[2])
 
 
@@ -158,7 +164,7 @@ class ProbeResult:
         task: name of the benchmark.
         confusions: {setting: [draws, TEST captures, C, C]} counts of cells, true class first.
         errors: {metric: [TEST captures]}.
-        probes: {setting: the probe of the first draw}, {metric: the regression}.
+        probes: {setting: the probe of the first draw}, {metric: the regression}; {} if not asked for.
     """
 
     method: str
@@ -176,6 +182,7 @@ def probe_network(
     tasks: Sequence[ProbeViews],
     most: int,
     seed: int,
+    keep: bool,
     evaluate: str = "test",
 ) -> list[ProbeResult]:
     """All probes of one network. One job of `parallel_map`.
@@ -187,6 +194,7 @@ def probe_network(
         tasks: the benchmarks.
         most: cells that one probe is fitted on, at most.
         seed: of the draws of cells, the same for every network.
+        keep: whether to hand the probes back.
         evaluate: the split that is scored; "val" while tuning.
     """
     network = load_image_network(folder, teacher)
@@ -196,7 +204,7 @@ def probe_network(
         tested = [read_cells(network, views) for views in getattr(task, evaluate)]
         confusions, found = _label_probes(task, train, val, tested, most, seed)
         errors, ridges = _regressions(train, val, tested, most, seed)
-        results.append(ProbeResult(method, folder, task.name, confusions, errors, {**found, **ridges}))
+        results.append(ProbeResult(method, folder, task.name, confusions, errors, {**found, **ridges} if keep else {}))
     return results
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize, one_hot
@@ -24,7 +25,7 @@ CLEAR = 0.5  # shorter mean normals belong to cells in which surfaces of several
 
 @dataclass(frozen=True)
 class CellTargets:
-    """One view and what is true of its cells.
+    """One view and what is true of its cells; arrays, since every tensor sent between processes holds a file open.
 
     Args:
         image: [H, W, 3] uint8 RGB.
@@ -34,11 +35,11 @@ class CellTargets:
         normals: [h w, 3] unit, camera frame (OpenCV axes), facing the camera; NaN where unknown.
     """
 
-    image: Tensor
+    image: NDArray[np.uint8]
     cells: tuple[int, int]
-    labels: Tensor
-    depth: Tensor
-    normals: Tensor
+    labels: NDArray[np.int64]
+    depth: NDArray[np.float32]
+    normals: NDArray[np.float32]
 
 
 def part_names(captures: Sequence[Capture], kind: str) -> tuple[str, ...]:
@@ -120,5 +121,5 @@ def read_targets(
         if labels is not None:
             label = cell_labels(labels[number], capture.meta["parts"], names, view.cells)
         targets = (label, cell_depth(links, view), cell_normals(links, view, normals))
-        result.append(CellTargets(view.image, view.cells, *targets))
+        result.append(CellTargets(view.image.numpy(), view.cells, *(each.numpy() for each in targets)))
     return result
