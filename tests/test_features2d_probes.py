@@ -128,7 +128,6 @@ def test_probes_read_what_the_image_shows(tmp_path):
 def test_no_labels(tmp_path):
     save_backbone(tiny_teacher(), tmp_path / "teacher.safetensors")
     bare = [[dataclasses.replace(view, labels=view.labels * 0) for view in views_of(0)]]
-    (result,) = probe_network(
-        "t", None, tmp_path / "teacher.safetensors", [ProbeViews("part", ("none",), *[bare] * 3)], 9, 0
-    )
-    assert result.confusions == {} and set(result.probes) == {"depth_probe_rmse"}
+    task = ProbeViews("part", ("none",), bare, bare, bare)
+    kept, lost = (probe_network("t", None, tmp_path / "teacher.safetensors", [task], 9, 0, k)[0] for k in (True, False))
+    assert kept.confusions == {} and set(kept.probes) == {"depth_probe_rmse"} and lost.probes == {}
