@@ -131,7 +131,9 @@ def label_legend(figure: Figure, names: Sequence[str], labels: NDArray[np.int64]
     """Adds a legend of the labels [N] that occur, below the figure."""
     colours = label_colours(len(names))
     handles = [Patch(color=colours[i], label=names[i]) for i in np.unique(labels).tolist() if i]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=7, frameon=False)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=6, fontsize=7, frameon=False, title="labels of the truth"
+    )
     return figure
 
 
