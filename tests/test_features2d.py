@@ -1,21 +1,29 @@
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from toys import tiny_teacher, toy_links, toy_scene
+from toys import tiny_teacher, toy_links
 
-from condense.links import save_links
+from condense.backbone2d import FeatureStatistics, save_backbone
+from condense.links import lift, save_links
 from condense.model import new_model, save_model
 from condense.tasks.features2d import (
-    by_seed,
-    feature_maps,
-    find_matches,
+    Evaluation,
+    all_maps,
+    find_tracks,
+    first_views,
+    geometry_maps,
+    heldout_labels,
+    lifted_halves,
     measure,
     measure_capture,
-    sample_map,
-    shared_colours,
-    surface,
-    tabulate,
+    teacher_maps,
 )
+from condense.tasks.matches2d import find_matches
+
+PHOTOGRAPHS = SimpleNamespace(meta={})  # a capture without labels
 
 
 @pytest.fixture(scope="module")
@@ -23,103 +31,88 @@ def links():
     return toy_links(0, views=6, test=5)
 
 
-def test_surface_lies_on_the_ball(links):
-    position, opacity = surface(links.scene, links.views[0])
-    hit = opacity > 0.9
-    radius = (position[hit] - 6).norm(dim=1)
-    extent = (toy_scene(0).coords + 0.5 - 6).norm(dim=1).max()
-    assert hit.any() and not hit.all()
-    assert (radius < extent + 1).all() and radius.median() > extent - 2.5
-
-
-def test_matches_are_one_surface_point_in_both_views(links):
-    matches = find_matches(links, seed=0)
-    assert len(matches) >= 3
-    for pair in matches:
-        here = surface(links.scene, links.views[pair.first])[0]  # [16, 16, 3]
-        row, column = (pair.a[:, 1] / 2).long(), (pair.a[:, 0] / 2).long()
-        points = links.scene.grid.to_world(here[row, column])
-        again, depth = links.views[pair.second].camera.project(0, points)
-        torch.testing.assert_close(again, pair.b)
-        assert (depth > 0).all()
-    same = find_matches(links, seed=0)
-    assert all(torch.equal(a.b, b.b) for a, b in zip(matches, same, strict=True))
-
-
-def test_the_first_view_of_a_pair_is_a_test_view():
-    links = toy_links(0, views=6, test=1)
-    pairs = find_matches(links, seed=0)
-    assert {pair.first for pair in pairs} == {5} and {pair.second for pair in pairs} <= {0, 1, 2, 3, 4}
-
-
-def test_sample_map_reads_centres_exactly_and_between_linearly():
-    cells = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])  # [2, 1, 2]: unit vectors side by side
-    points = torch.tensor([[2.0, 2.0], [6.0, 2.0], [4.0, 2.0]])
-    expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5**0.5, 0.5**0.5]])
-    torch.testing.assert_close(sample_map(cells, points, torch.tensor([8, 4])), expected)
-
-
-class TestMeasure:
-    def test_position_codes_match_and_constants_do_not(self, links):
-        """A map that encodes the surface point itself is as steady as can be; a constant has no margin."""
-        matches = find_matches(links, seed=0)
-        maps = {"ideal": [], "constant": []}
-        for view in links.views:
-            code = torch.cat([links.scene.coords.float() / 12 - 0.5, torch.full((len(links.scene), 1), 0.2)], 1)
-            maps["ideal"].append(view.operator.render(code).T.reshape(4, *view.cells))
-            maps["constant"].append(torch.ones(4, *view.cells))
-        ideal, constant = (measure(links, matches, maps[kind], 4, seed=0) for kind in ("ideal", "constant"))
-        assert ideal["consistency_margin"] > 0.1
-        assert ideal["match_at_1_cell"] > 0.8 > 0.5 > constant["match_at_1_cell"]
-        assert ideal["match_at_1_cell"] >= ideal["match_at_2px"]
-        assert constant["consistency_margin"] == pytest.approx(0, abs=1e-6)
-
-    def test_no_matches(self, links):
-        assert all(np.isnan(value) for value in measure(links, [], [], 4, seed=0).values())
-
-
-def test_table():
-    nothing = dict.fromkeys(("consistency_margin",), float("nan"))
-    rows = {"student": [[{"consistency_margin": 0.2}, {"consistency_margin": 0.4}, nothing]], "teacher": [[nothing]]}
-    metrics = tabulate(rows)
-    assert metrics == {"student": {"consistency_margin": metrics["student"]["consistency_margin"]}}
-    assert metrics["student"]["consistency_margin"]["mean"] == pytest.approx(0.3)
-    assert metrics["student"]["consistency_margin"]["n"] == 2
-    assert tabulate({"student": []}) == {}
-
-
-def test_maps_and_shared_colours(links):
-    model = new_model(tiny_teacher(), 0)
-    maps = {**feature_maps(links, None), **feature_maps(links, model)}
-    assert set(maps) == {"teacher", "lifted", "student", "rendered"}
-    assert all(m.shape == (16, 8, 8) for kind in maps.values() for m in kind)
-    # an untrained student is its teacher
-    torch.testing.assert_close(maps["student"][0], maps["teacher"][0], rtol=1e-2, atol=1e-2)  # float16
-    pictures = shared_colours(links, model, [0, 3])
-    assert {kind: len(images) for kind, images in pictures.items()} == dict.fromkeys(
-        ("image", "teacher", "student", "rendered"), 2
+def labelled(links, number=7):
+    """A stand-in for the capture: every solid pixel has one label, its left half another."""
+    pixels = []
+    for view in links.views:
+        label = np.where(view.mask.numpy() > 127, number, 0).astype(np.uint8)
+        label[:, :16] = np.where(label[:, :16] > 0, number + 1, 0)
+        pixels.append(np.repeat(label[..., None], 3, axis=2))
+    test = [i for i, view in enumerate(links.views) if view.split == "test"]
+    parts = {str(number): "shell", str(number + 1): "half"}
+    return SimpleNamespace(
+        meta={"parts": parts},
+        views=lambda split: test,
+        load=lambda views, max_side: SimpleNamespace(labels=[pixels[i] for i in views]),
     )
-    assert pictures["image"][0].shape == (32, 32, 3) and pictures["rendered"][0].shape == (8, 8, 3)
-    assert all(image.min() >= 0 and image.max() <= 1 for images in pictures.values() for image in images)
-    np.testing.assert_allclose(pictures["student"][0], pictures["teacher"][0], atol=0.05)
 
 
-def test_files_to_table(tmp_path, links):
-    paths = [tmp_path / f"{seed}.safetensors" for seed in range(2)]
-    for seed, path in enumerate(paths):
-        save_links(toy_links(seed, views=6, test=5), path)
+def test_a_track_is_the_voxel_a_cell_sees_most_of(links):
+    tracks = find_tracks(links)
+    dense = torch.cat([view.operator.dense() for view in links.views])
+    solid = dense.sum(1) >= 0.5
+    assert torch.equal(tracks >= 0, solid)
+    most = dense.max(1).values
+    torch.testing.assert_close(dense[solid].gather(1, tracks[solid][:, None])[:, 0], most[solid])
+
+
+def test_labels_of_heldout_views(links):
+    found = heldout_labels(labelled(links), links, 0)
+    assert sorted(found) == [1, 2, 3, 4, 5]
+    label = found[1].reshape(links.views[1].cells)
+    assert set(label[:, :4].flatten().tolist()) <= {0, 1} and set(label[:, 4:].flatten().tolist()) <= {0, 2}
+    assert (label > 0).any()
+    assert heldout_labels(PHOTOGRAPHS, links, 0) == {}
+
+
+def test_measures_tell_features_of_the_surface_from_features_of_the_view(links):
+    statistics = FeatureStatistics(torch.zeros(4), torch.ones(4))
+    labels = heldout_labels(labelled(links), links, 0)
+    evaluation = Evaluation(links, find_matches(links, 0), find_tracks(links), labels, statistics, 4, 0)
+    code = torch.cat([links.scene.coords.float() / 12 - 0.5, torch.full((len(links.scene), 1), 0.2)], 1)
+    of_points = measure(evaluation, geometry_maps(links, code))
+    generator = torch.Generator().manual_seed(0)
+    of_noise = measure(evaluation, [torch.randn(4, *view.cells, generator=generator) for view in links.views])
+    assert of_points["variance_explained"] > 0.9 and abs(of_noise["variance_explained"]) < 0.15
+    assert of_points["tv_inside"] < 0.5 * of_noise["tv_inside"]
+    assert of_noise["tv_ratio"] == pytest.approx(1, abs=0.15)
+    assert of_points["consistency_margin"] > of_noise["consistency_margin"] + 0.1
+    without = measure(dataclasses.replace(evaluation, labels={}), geometry_maps(links, code))
+    assert np.isnan(without["tv_inside"]) and np.isfinite(without["norm_outliers"])
+
+
+def test_maps_of_every_kind(tmp_path, links):
+    save_backbone(tiny_teacher(), tmp_path / "teacher.safetensors")
+    save_model(tmp_path / "seed_0", new_model(tiny_teacher(), 0))
+    maps = dict(all_maps(links, {"student": [tmp_path / "seed_0"]}, tmp_path / "teacher.safetensors"))
+    assert list(maps) == ["teacher", "lifted", "student", "rendered"]
+    assert all(cells.shape == (16, 8, 8) for each in maps.values() for cells in each)
+    # an untrained student is its teacher, whose stored features are float16
+    torch.testing.assert_close(maps["student"][0], maps["teacher"][0], rtol=1e-2, atol=1e-2)
+    assert len(first_views(links, 2).views) == 2
+
+
+def test_halves_of_lifted_features(links):
+    """Two views out of three make one half: that half is what lifting those two gives."""
+    links = dataclasses.replace(links, views=toy_links(0, views=6, test=3).views)
+    first, second = lifted_halves(links)
+    expected, _ = lift([links.views[i].teacher for i in (0, 2)], [links.views[i].operator for i in (0, 2)])
+    torch.testing.assert_close(first, expected)
+    assert not torch.allclose(first, second)
+
+
+def test_files_to_rows(tmp_path, links):
+    save_backbone(tiny_teacher(), tmp_path / "teacher.safetensors")
+    save_links(links, tmp_path / "toy.safetensors")
+    for seed in range(2):
         save_model(tmp_path / f"seed_{seed}", new_model(tiny_teacher(), seed))
-    models = [tmp_path / "seed_0", tmp_path / "seed_1"]
-    rows = by_seed([measure_capture(path, models, stride=4, seed=0) for path in paths])
-    assert {kind: (len(seeds), len(seeds[0])) for kind, seeds in rows.items()} == {
-        "teacher": (1, 2),
-        "lifted": (1, 2),
-        "student": (2, 2),
-        "rendered": (2, 2),
-    }
-    metrics = tabulate(rows)
-    assert metrics["student"]["match_at_2px"]["n"] == 2
-    # untrained: the student is the teacher, but for the stored features' float16
-    assert metrics["student"]["consistency_margin"]["mean"] == pytest.approx(
-        metrics["teacher"]["consistency_margin"]["mean"], abs=1e-2
-    )
+    networks = {"student": [tmp_path / "seed_0", tmp_path / "seed_1"]}
+    job = (tmp_path / "toy.safetensors", networks, tmp_path / "teacher.safetensors", 0, 0)
+    rows = measure_capture(PHOTOGRAPHS, *job)
+    counts = {kind: len(seeds) for kind, seeds in rows.items()}
+    assert counts == {"teacher": 1, "lifted": 1, "student": 2, "rendered": 2, "lifted_halves": 1}
+    for metric in ("consistency_margin", "variance_explained"):
+        assert rows["student"][0][metric] == pytest.approx(rows["teacher"][0][metric], abs=1e-2)
+    assert "consistency_margin" in rows["lifted_halves"][0] and "tv_ratio" not in rows["lifted_halves"][0]
+    assert np.isnan(rows["teacher"][0]["tv_ratio"])
+    assert teacher_maps(links)[0].shape == (16, 8, 8)

@@ -1,249 +1,210 @@
-"""How steady 2D features are across views: the trained network against the frozen one, without labels.
+"""Is the image network itself better after joint training? Steadiness and noise of its features, without training.
 
-Correspondences come from the fitted geometry of a capture: where the rays of a test view's image points end, as
-seen from any other view, and only where both views agree on it.
+The same code serves the trained student, the frozen network it started from, and its rivals. All captures are unseen.
+What needs labels is left out where there are none.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import grid_sample, interpolate, normalize
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from condense.links import LinkedView, Links, load_links
-from condense.metrics import consistency_margin, interval
-from condense.model import Model, load_model, student_cells, voxel_features
-from condense.rayoperator import build_operator
-from condense.voxels import VoxelScene
+from condense.backbone2d import FeatureStatistics, load_backbone
+from condense.backbone3d import SparseUNet, load_net3d
+from condense.captures.capture import Capture
+from condense.joint import SOLID
+from condense.links import LinkedView, Links, lift, load_links
+from condense.model import student_cells, voxel_features
+from condense.rayoperator import heaviest
+from condense.rivals2d import load_image_network
+from condense.tasks.matches2d import Matches, find_matches, match_scores
+from condense.tasks.noise2d import OUTLIER, norm_deviation, steps, variance_explained
+from condense.tasks.targets2d import cell_labels
 
-FINER = 2  # points tried per cell side
-OPAQUE = 0.9  # opacity of rays that end on a surface
-SAME = 1.0  # voxels between the surface points of two views that count as one
-PAIRS, POINTS, FEWEST = 8, 200, 10  # pairs of views a capture; points a pair, at most and at least
+Rows = dict[str, list[dict[str, float]]]
 
 
 @dataclass(frozen=True)
-class Matches:
-    """Image points of one surface in two views.
+class Evaluation:
+    """One capture, and what every network is measured by on it.
 
     Args:
-        first: number of the first view,
-        second: and of the second.
-        a: [M, 2] image points (x, y) in pixels of the first,
-        b: [M, 2] and of the second.
-    """
-
-    first: int
-    second: int
-    a: Tensor
-    b: Tensor
-
-
-def surface(scene: VoxelScene, view: LinkedView) -> tuple[Tensor, Tensor]:
-    """Where rays through a grid of image points end.
-
-    Returns:
-        [h, w, 3] grid coordinates, and [h, w] opacity, with FINER points along each cell's side.
-    """
-    h, w = (FINER * side for side in view.cells)
-    operator = build_operator(scene, view.camera, 0, h, w, subrays=1)
-    opacity = operator.opacity
-    position = operator.render(scene.coords.float() + 0.5) / opacity.clamp_min(1e-6)[:, None]
-    return position.reshape(h, w, 3), opacity.reshape(h, w)
-
-
-@torch.no_grad()
-def find_matches(links: Links, seed: int) -> list[Matches]:
-    """Matches in up to PAIRS pairs of views of `links` (both splits), drawn by `seed`."""
-    rng = np.random.default_rng(seed)
-    test = [i for i, view in enumerate(links.views) if view.split == "test"]
-    every = [(i, j) for i in test for j in range(len(links.views)) if i != j]
-    pairs = [every[k] for k in rng.permutation(len(every))[:PAIRS]]
-    surfaces = {i: surface(links.scene, links.views[i]) for i in sorted({i for pair in pairs for i in pair})}
-    result = []
-    for first, second in pairs:
-        a, b = _match(links, (first, second), surfaces)
-        if len(a) >= FEWEST:
-            kept = torch.from_numpy(rng.permutation(len(a))[:POINTS])
-            result.append(Matches(first, second, a[kept], b[kept]))
-    return result
-
-
-def _match(links: Links, pair: tuple[int, int], surfaces: Mapping[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    (position, opacity), (other, other_opacity) = (surfaces[i] for i in pair)
-    view, second = (links.views[i] for i in pair)
-    h, w = opacity.shape
-    rows, columns = torch.nonzero(opacity > OPAQUE, as_tuple=True)
-    width, height = view.camera.sizes[0].tolist()
-    a = torch.stack([(columns + 0.5) * width / w, (rows + 0.5) * height / h], dim=1)
-    points = position[rows, columns]  # [M, 3] grid coordinates
-    b, depth = second.camera.project(0, links.scene.grid.to_world(points))
-    size = second.camera.sizes[0]
-    inside = (depth > 0) & (b >= 0).all(1) & (b < size).all(1)
-    a, b, points = a[inside], b[inside], points[inside]
-    h, w = other_opacity.shape
-    column, row = (b / size * torch.tensor([w, h])).long().unbind(1)
-    apart = (other[row, column] - points).norm(dim=1)
-    same = (apart < SAME) & (other_opacity[row, column] > OPAQUE)
-    return a[same], b[same]
-
-
-def sample_map(cells: Tensor, points: Tensor, size: Tensor) -> Tensor:
-    """Unit features [M, D] at image points, bilinear between the centres of cells.
-
-    Args:
-        cells: [D, h, w].
-        points: [M, 2] (x, y) in pixels.
-        size: [2] (width, height) of the image.
-    """
-    grid = (points / size * 2 - 1).to(cells)[None, None]  # [1, 1, M, 2]
-    sampled = grid_sample(cells[None], grid, padding_mode="border", align_corners=False)
-    return normalize(sampled[0, :, 0].T, dim=1)
-
-
-def measure(
-    links: Links, matches: Sequence[Matches], maps: Sequence[Tensor], stride: int, seed: int
-) -> dict[str, float]:
-    """The metrics of one capture under one kind of features.
-
-    `consistency_margin`: mean cosine of matched points minus that of random pairs. `match_at_2px` and
-    `match_at_1_cell`: share of points whose most similar point in all of the other image lies within two
-    pixels, or one stride, of the true one. NaN where there are no matches.
-
-    Args:
-        links: the capture.
+        links: with all its views.
         matches: of its views.
-        maps: of its views, [D, h, w] each.
+        tracks: as of `find_tracks`.
+        labels: {number of a held-out view: [h w] labels of its cells}; {} without labels.
+        statistics: of the frozen network's features, to undo their standardisation.
         stride: pixels a cell.
         seed: of the random pairs.
     """
-    rng = np.random.default_rng(seed)
-    same, random, errors = [], [], []
-    step = max(1, stride // 8)
-    for pair in matches:
-        sizes = [links.views[i].camera.sizes[0] for i in (pair.first, pair.second)]
-        f = sample_map(maps[pair.first], pair.a, sizes[0])
-        g = sample_map(maps[pair.second], pair.b, sizes[1])
-        same.append((f * g).sum(1))
-        random.append((f * g[torch.from_numpy(rng.permutation(len(g)))]).sum(1))
-        w, h = (int(side) // step for side in sizes[1])
-        dense = interpolate(maps[pair.second][None], (h, w), mode="bilinear")[0]  # [D, h, w]
-        best = (f @ normalize(dense.flatten(1), dim=0)).argmax(1)
-        found = torch.stack([(best % w + 0.5) / w, (best // w + 0.5) / h], dim=1) * sizes[1]
-        errors.append((found - pair.b).norm(dim=1))
-    if not matches:
-        return dict.fromkeys(("consistency_margin", "match_at_2px", "match_at_1_cell"), float("nan"))
-    error = torch.cat(errors)
+
+    links: Links
+    matches: Sequence[Matches]
+    tracks: Tensor
+    labels: Mapping[int, Tensor]
+    statistics: FeatureStatistics
+    stride: int
+    seed: int
+
+    @property
+    def heldout(self) -> list[int]:
+        """The numbers of the held-out views."""
+        return [i for i, view in enumerate(self.links.views) if view.split == "test"]
+
+
+def find_tracks(links: Links) -> Tensor:
+    """[cells of all views] int64: the voxel that each cell sees most of, -1 for cells behind the capture."""
+    found = []
+    for view in links.views:
+        nearest, solid = heaviest(view.operator), view.operator.opacity >= SOLID
+        voxel = torch.full((len(solid),), -1)
+        voxel[solid] = nearest.col[nearest.crow[:-1][solid].long()].long()
+        found.append(voxel)
+    return torch.cat(found)
+
+
+def noise_scores(evaluation: Evaluation, maps: Sequence[Tensor]) -> dict[str, float]:
+    """How noisy features are in single held-out views of one capture.
+
+    `norm_outliers`: share of the capture's cells, whose norm is an outlier within its view. `tv_inside`, `tv_across`:
+    total variation, the mean distance between unit features of neighbouring cells, inside parts and across borders
+    of parts; `tv_ratio`, the first by the second, is small where parts are even and borders sharp. NaN where there
+    is nothing to measure.
+    """
+    views = evaluation.links.views
+    outliers, inside, across = [torch.zeros(0)], [torch.zeros(0)], [torch.zeros(0)]
+    for i in evaluation.heldout:
+        solid = (views[i].operator.opacity >= SOLID).reshape(views[i].cells)
+        outliers.append((norm_deviation(maps[i], evaluation.statistics, solid)[solid].abs() > OUTLIER).float())
+        if i in evaluation.labels:
+            pair = steps(maps[i], evaluation.labels[i].reshape(views[i].cells))
+            inside.append(pair[0])
+            across.append(pair[1])
+    tv_inside, tv_across = (float(torch.cat(parts).mean()) for parts in (inside, across))
+    scores = {"norm_outliers": float(torch.cat(outliers).mean()), "tv_inside": tv_inside, "tv_across": tv_across}
+    return scores | {"tv_ratio": tv_inside / tv_across if tv_across else float("nan")}
+
+
+def measure(evaluation: Evaluation, maps: Sequence[Tensor]) -> dict[str, float]:
+    """The metrics of one capture under one kind of features, [D, h, w] of each view."""
+    matched = match_scores(evaluation.links, evaluation.matches, maps, evaluation.stride, evaluation.seed)
+    features = normalize(torch.cat([cells.flatten(1).T for cells in maps]), dim=1)
+    view = torch.repeat_interleave(torch.tensor([cells[0].numel() for cells in maps]))
     return {
-        "consistency_margin": consistency_margin(torch.cat(same).numpy(), torch.cat(random).numpy()),
-        "match_at_2px": float((error <= 2).float().mean()),
-        "match_at_1_cell": float((error <= stride).float().mean()),
+        **matched,
+        "variance_explained": variance_explained(features, evaluation.tracks, view),
+        **noise_scores(evaluation, maps),
     }
 
 
-@torch.no_grad()
-def feature_maps(links: Links, model: Model | None) -> dict[str, list[Tensor]]:
-    """{kind: [D, h, w] of each view}: `teacher` and `lifted`; with a model, `student` and `rendered` instead.
+def image_maps(links: Links, network: nn.Module) -> list[Tensor]:
+    """[D, h, w] of each view by an image network."""
+    cells = student_cells(network, [view.image for view in links.views])
+    return _as_maps(cells.split([len(view.teacher) for view in links.views]), links.views)
 
-    `lifted` and `rendered` show, in 2D, what the geometry alone and the 3D network make of the capture: the
-    steadiness a single image could at best reach.
+
+def geometry_maps(links: Links, voxels: Tensor) -> list[Tensor]:
+    """[D, h, w] of each view, volume-rendered from features [N, D] of the voxels.
+
+    A voxel has one feature in all views, whatever it is: such maps match as well as the geometry allows.
     """
-    if model is None:
-        flat = {
-            "teacher": [view.teacher.float() for view in links.views],
-            "lifted": [view.operator.render(links.lifted) for view in links.views],
-        }
-    else:
-        voxels = voxel_features(model.net3d, [links.scene])[0]
-        flat = {
-            "student": [student_cells(model.student, [view.image]) for view in links.views],
-            "rendered": [view.operator.render(voxels) for view in links.views],
-        }
-    return {kind: [_as_map(c, v) for c, v in zip(maps, links.views, strict=True)] for kind, maps in flat.items()}
+    return _as_maps([view.operator.render(voxels) for view in links.views], links.views)
 
 
-def _as_map(cells: Tensor, view: LinkedView) -> Tensor:
-    return cells.T.reshape(-1, *view.cells)
+def teacher_maps(links: Links) -> list[Tensor]:
+    """[D, h, w] of each view by the frozen network, as kept in the links."""
+    return _as_maps([view.teacher.float() for view in links.views], links.views)
 
 
-def measure_capture(path: Path, models: Sequence[Path], stride: int, seed: int) -> dict[str, list[dict[str, float]]]:
-    """{kind: `measure` of one capture, by model}. One job of `parallel_map`.
+def _as_maps(cells: Sequence[Tensor], views: Sequence[LinkedView]) -> list[Tensor]:
+    return [each.T.reshape(-1, *view.cells) for each, view in zip(cells, views, strict=True)]
+
+
+@lru_cache(maxsize=32)  # of one worker process, which measures capture after capture
+def _image_network(folder: Path | None, teacher: Path) -> nn.Module:
+    return load_image_network(folder, teacher)
+
+
+@lru_cache(maxsize=32)
+def _net3d(folder: Path) -> SparseUNet:
+    return load_net3d(folder)
+
+
+@torch.no_grad()
+def measure_capture(
+    capture: Capture, path: Path, networks: Mapping[str, Sequence[Path]], teacher: Path, max_side: int, seed: int
+) -> Rows:
+    """{kind: `measure` of one capture, by seed}, of `all_maps`; and `lifted_halves`. A job of `parallel_map`.
+
+    `lifted_halves` matches lifted features fairly: a pair's first view shows those lifted from one half of the
+    training views, its second those of the other half, so that a voxel's feature no longer gives the voxel away.
 
     Args:
-        path: the capture's links.
-        models: folders of trained seeds.
-        stride: of the 2D network.
+        capture: an unseen one.
+        path: its links.
+        networks: {method: folder of each seed}, as of `load_image_network`; where one holds a 3D network as well,
+            that is measured as `rendered`.
+        teacher: the frozen network's .safetensors.
+        max_side: as images were shrunk for the links.
         seed: of the pairs of views and points.
     """
-    links = load_links(path, ("train", "test"))
-    matches = find_matches(links, seed)
-    rows: dict[str, list[dict[str, float]]] = {}
-    for model in (None, *(load_model(folder) for folder in models)):
-        for kind, maps in feature_maps(links, model).items():
-            rows.setdefault(kind, []).append(measure(links, matches, maps, stride, seed))
+    links, frozen = load_links(path, ("train", "test")), load_backbone(teacher)
+    evaluation = Evaluation(
+        links,
+        find_matches(links, seed),
+        find_tracks(links),
+        heldout_labels(capture, links, max_side),
+        FeatureStatistics(frozen.feature_mean, frozen.feature_std),
+        frozen.stride,
+        seed,
+    )
+    rows: Rows = {}
+    for kind, maps in all_maps(links, networks, teacher):
+        rows.setdefault(kind, []).append(measure(evaluation, maps))
+    halves = [geometry_maps(links, voxels) for voxels in lifted_halves(links)]
+    rows["lifted_halves"] = [match_scores(links, evaluation.matches, halves[0], frozen.stride, seed, halves[1])]
     return rows
 
 
-def by_seed(captures: Sequence[Mapping[str, list[dict[str, float]]]]) -> dict[str, list[list[dict[str, float]]]]:
-    """{kind: [seeds][captures]} from one `measure_capture` a capture."""
-    kinds = captures[0] if captures else ()
-    return {kind: [list(seed) for seed in zip(*(rows[kind] for rows in captures), strict=True)] for kind in kinds}
-
-
-def tabulate(
-    rows: Mapping[str, Sequence[Sequence[dict[str, float]]]],
-) -> dict[str, dict[str, dict[str, float | int | None]]]:
-    """The metric file from {kind: [seeds][captures] of `measure`}; {} for a kind nothing could be measured of."""
-    metrics: dict[str, dict[str, dict[str, float | int | None]]] = {}
-    for kind, seeds in rows.items():
-        for name in seeds[0][0] if seeds and len(seeds[0]) else ():
-            values = np.array([[capture[name] for capture in captures] for captures in seeds])
-            if np.isfinite(values).any():
-                metrics.setdefault(kind, {})[name] = interval(values)
-    return metrics
+def lifted_halves(links: Links) -> tuple[Tensor, Tensor]:
+    """[N, D] each: the frozen network's features lifted from every other training view, and from those left over."""
+    training = [view for view in links.views if view.split == "train"]
+    some = (training[::2], training[1::2] or training)
+    first, second = (lift([v.teacher for v in views], [v.operator for v in views])[0] for views in some)
+    return first, second
 
 
 @torch.no_grad()
-def shared_colours(links: Links, model: Model, views: Sequence[int]) -> dict[str, list[NDArray]]:
-    """Images and features of several views, all features in one PCA colour space.
+def all_maps(links: Links, networks: Mapping[str, Sequence[Path]], teacher: Path) -> Iterator[tuple[str, list[Tensor]]]:
+    """(kind, [D, h, w] of each view): `teacher`, `lifted`, each of `networks`, and `rendered`, as `measure_capture`."""
+    yield "teacher", teacher_maps(links)
+    yield "lifted", geometry_maps(links, links.lifted)
+    for method, folders in networks.items():
+        for folder in folders:
+            yield method, image_maps(links, _image_network(folder, teacher))
+            if (folder / "net3d.json").is_file():
+                yield "rendered", geometry_maps(links, voxel_features(_net3d(folder), [links.scene])[0])
 
-    The three components are those of the student's, the teacher's and the rendered cells together, each cell of
-    unit length, where the capture is solid; so one colour means one feature in every picture.
 
-    Args:
-        links: the capture with the views to show.
-        model: both networks.
-        views: numbers of views.
+def first_views(links: Links, count: int) -> Links:
+    """The capture with its first `count` views."""
+    return dataclasses.replace(links, views=links.views[:count])
 
-    Returns:
-        {"image", "teacher", "student", "rendered": [H, W, 3] of each view, in [0, 1]}; feature maps have one
-        pixel a cell, and "rendered" is white where nothing is.
-    """
-    some = dataclasses.replace(links, views=tuple(links.views[i] for i in views))
-    maps = {**feature_maps(some, None), **feature_maps(some, model)}
-    opacity = [view.operator.opacity for view in some.views]
-    solid = [o >= 0.5 for o in opacity]
-    kinds = ("teacher", "student", "rendered")
-    unit = {kind: [normalize(m.flatten(1).T, dim=1) for m in maps[kind]] for kind in kinds}
-    every = torch.cat([cells[s] for kind in kinds for cells, s in zip(unit[kind], solid, strict=True)])
-    centre = every.mean(0)
-    _, axes = torch.linalg.eigh((every - centre).T @ (every - centre))
-    axes = axes[:, -3:].flip(1)  # [D, 3], the largest first
-    axes = axes * torch.where(axes.sum(0) < 0, -1, 1)  # an eigenvector's sign is arbitrary
-    low, high = torch.quantile((every - centre) @ axes, torch.tensor([0.02, 0.98]), dim=0)
-    pictures: dict[str, list[NDArray]] = {"image": [v.image.float().numpy() / 255 for v in some.views]}
-    for kind in kinds:
-        pictures[kind] = []
-        for cells, view, o in zip(unit[kind], some.views, opacity, strict=True):
-            colour = (((cells - centre) @ axes - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
-            if kind == "rendered":
-                colour = torch.where(o[:, None] >= 0.5, colour, 1.0)
-            pictures[kind].append(colour.reshape(*view.cells, 3).numpy())
-    return pictures
+
+def heldout_labels(capture: Capture, links: Links, max_side: int) -> dict[int, Tensor]:
+    """{number of a held-out view in `links`: [h w] its cells' labels}, 0 = none; {} without labels."""
+    if "parts" not in capture.meta:
+        return {}
+    views = capture.views("test")
+    pixels = capture.load(views, max_side).labels
+    names = ("none", *sorted(set(capture.meta["parts"].values())))
+    numbers = [i for i, view in enumerate(links.views) if view.split == "test"]
+    found = zip(numbers, pixels or (), strict=False)
+    return {i: cell_labels(each, capture.meta["parts"], names, links.views[i].cells) for i, each in found}
