@@ -1,0 +1,139 @@
+"""Other ways to find key points in an image: SIFT, ALIKED, and places that no image was looked at for.
+
+Each returns `ImageKeyPoints`, highest score first, at places that the mask covers at least by half. Small images are
+enlarged first, and the places divided: SIFT and ALIKED were made for photographs of 500 pixels and more.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycolmap
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
+
+from condense.keypoints import ImageKeyPoints, sample_map
+from condense.tasks.matching import spread
+
+LARGE = 400  # pixels of an image's longer side from which it is not enlarged
+
+
+class Sift:
+    """SIFT (Lowe 2004) by COLMAP, with RootSIFT descriptors (Arandjelovic and Zisserman 2012).
+
+    Args:
+        enlarge: how often an image smaller than LARGE is enlarged; SIFT itself doubles once more.
+        peak: the least contrast of a key point.
+        upright: leave the orientation out of the descriptor: cameras that are held level need none.
+    """
+
+    def __init__(self, enlarge: int = 2, peak: float = 0.002, upright: bool = True) -> None:
+        options = pycolmap.FeatureExtractionOptions()
+        options.use_gpu, options.num_threads = False, 1
+        # a second orientation would put a second key point on the same place
+        options.sift.peak_threshold, options.sift.upright, options.sift.max_num_orientations = peak, upright, 1
+        self.enlarge, self.extractor = enlarge, pycolmap.Sift(options, pycolmap.Device.cpu)
+
+    def __call__(self, image: Tensor, mask: Tensor) -> ImageKeyPoints:
+        """Key points of an image [H, W, 3] uint8, the largest first, as COLMAP keeps them; descriptors [K, 128]."""
+        large, factor = enlarged(image, self.enlarge)
+        grey = (large[0] * large.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
+        places, descriptors = self.extractor.extract(np.ascontiguousarray((grey * 255).round().numpy().astype(np.uint8)))
+        at, size = torch.from_numpy(places[:, :2] / factor).float(), torch.from_numpy(places[:, 2]).float()
+        return _on_mask(at, size, torch.from_numpy(descriptors).float().reshape(-1, 128), mask)
+
+
+class Aliked:
+    """ALIKED-n16 (Zhao et al. 2023) as kornia has it, with weights from a file.
+
+    Args:
+        weights: aliked-n16.pth of the authors' repository.
+        enlarge: how often an image smaller than LARGE is enlarged.
+
+    Raises:
+        ValueError: the file lacks weights of the network.
+    """
+
+    def __init__(self, weights: Path, enlarge: int = 2) -> None:
+        from kornia.feature.aliked import ALIKED  # optional: the extra `aliked`
+
+        # a threshold of 0 would keep what is above the mean score; so many are kept as there are maxima
+        self.network: nn.Module = ALIKED("aliked-n16", max_num_keypoints=2**20, detection_threshold=0.0).eval()
+        missing, _ = self.network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
+        if missing:
+            raise ValueError(f"{weights} lacks {missing[0]!r}: it is not aliked-n16.pth of github.com/Shiaoming/ALIKED")
+        self.enlarge = enlarge
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, mask: Tensor) -> ImageKeyPoints:
+        """Key points of an image [H, W, 3] uint8; descriptors [K, 128]."""
+        large, factor = enlarged(image, self.enlarge)
+        found: Any = self.network(large)[0]
+        at = (found.keypoints + 0.5) / factor  # kornia's pixel centres are whole numbers
+        return _on_mask(at, found.keypoint_scores, found.descriptors, mask)
+
+
+def aliked_ready(weights: str) -> bool:
+    """Whether ALIKED can run: weights are named and kornia is installed.
+
+    Raises:
+        FileNotFoundError: the file named is not there.
+    """
+    if weights and not Path(weights).is_file():
+        raise FileNotFoundError(f"{weights} is not there: get aliked-n16.pth from github.com/Shiaoming/ALIKED")
+    return bool(weights) and importlib.util.find_spec("kornia") is not None
+
+
+def enlarged(image: Tensor, factor: int) -> tuple[Tensor, int]:
+    """An image [1, 3, H, W] in [0, 1] from uint8 [H, W, 3], `factor` times as large if it is small, and the factor."""
+    pixels = image.permute(2, 0, 1)[None].float() / 255
+    if factor == 1 or max(image.shape[:2]) >= LARGE:
+        return pixels, 1
+    return interpolate(pixels, scale_factor=factor, mode="bicubic").clamp(0, 1), factor
+
+
+def _on_mask(at: Tensor, scores: Tensor, descriptors: Tensor, mask: Tensor) -> ImageKeyPoints:
+    size = (mask.shape[1], mask.shape[0])
+    kept = sample_map(mask[None].float(), at, size)[:, 0] >= 127.5
+    order = torch.argsort(scores[kept], descending=True, stable=True)
+    return ImageKeyPoints(at[kept][order], scores[kept][order], descriptors[kept][order], size)
+
+
+def random_pixels(mask: Tensor, count: int, rng: np.random.Generator) -> Tensor:
+    """[<= count, 2] centres of pixels that a mask [H, W] uint8 covers, drawn at random."""
+    inside = covered(mask)
+    return inside[torch.from_numpy(rng.permutation(len(inside))[:count])]
+
+
+def grid_pixels(mask: Tensor, count: int) -> Tensor:
+    """[<= count, 2] nodes of the coarsest square grid that has `count` of them on the mask; those too many left out."""
+    height, width = mask.shape
+    spacing = max(1.0, (len(covered(mask)) / max(count, 1)) ** 0.5)
+    while True:
+        x, y = ((torch.arange(int(side / spacing)) + 0.5) * side / int(side / spacing) for side in (width, height))
+        nodes = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
+        nodes = nodes[sample_map(mask[None].float(), nodes, (width, height))[:, 0] >= 127.5]
+        if len(nodes) >= count or spacing <= 1:
+            return nodes[torch.linspace(0, len(nodes) - 1, min(count, len(nodes))).round().long()]
+        spacing = max(1.0, 0.97 * spacing)
+
+
+def farthest_pixels(mask: Tensor, count: int) -> Tensor:
+    """[<= count, 2] centres of pixels on the mask far from each other (farthest-point sampling)."""
+    inside = covered(mask)
+    return inside[spread(inside, count)] if len(inside) else inside
+
+
+def covered(mask: Tensor) -> Tensor:
+    """[K, 2] centres (x, y) of the pixels that a mask [H, W] uint8 covers at least by half."""
+    y, x = torch.nonzero(mask >= 128, as_tuple=True)
+    return torch.stack([x, y], dim=1) + 0.5
+
+
+def described(at: Tensor, features: Tensor, size: tuple[int, int]) -> ImageKeyPoints:
+    """Key points at places [K, 2] with the descriptors of a map [D, h, w] there; all score 1."""
+    return ImageKeyPoints(at, torch.ones(len(at)), normalize(sample_map(features, at, size), dim=1), size)
