@@ -1,7 +1,7 @@
-"""Other ways to find key points in an image: SIFT, ALIKED, and places that no image was looked at for.
+"""Other ways to find key points: SIFT and ALIKED in an image, and places chosen without a look at what is there.
 
-Each returns `ImageKeyPoints`, highest score first, at places that the mask covers at least by half. Small images are
-enlarged first, and the places divided: SIFT and ALIKED were made for photographs of 500 pixels and more.
+In an image all lie where its mask covers at least by half. SIFT and ALIKED were made for photographs of 500 pixels and
+more: small images are enlarged first, and the places divided.
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ class Sift:
         options.use_gpu, options.num_threads = False, 1
         # a second orientation would put a second key point on the same place
         options.sift.peak_threshold, options.sift.upright, options.sift.max_num_orientations = peak, upright, 1
-        self.enlarge, self.extractor = enlarge, pycolmap.Sift(options, pycolmap.Device.cpu)
+        self.enlarge, self.extractor = enlarge, pycolmap.FeatureExtractor.create(options, pycolmap.Device.cpu)
 
     def __call__(self, image: Tensor, mask: Tensor) -> ImageKeyPoints:
         """Key points of an image [H, W, 3] uint8, the largest first, as COLMAP keeps them; descriptors [K, 128]."""
         large, factor = enlarged(image, self.enlarge)
         grey = (large[0] * large.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
-        places, descriptors = self.extractor.extract(np.ascontiguousarray((grey * 255).round().numpy().astype(np.uint8)))
-        at, size = torch.from_numpy(places[:, :2] / factor).float(), torch.from_numpy(places[:, 2]).float()
-        return _on_mask(at, size, torch.from_numpy(descriptors).float().reshape(-1, 128), mask)
+        points, found = self.extractor.extract_from_uint8_array((grey * 255).round().numpy().astype(np.uint8))
+        places = torch.tensor([(p.x, p.y, p.compute_scale()) for p in points]).reshape(-1, 3)
+        descriptors = normalize(torch.from_numpy(np.array(found.data)).float().reshape(-1, 128), dim=1)
+        return _on_mask(places[:, :2] / factor, places[:, 2], descriptors, mask)
 
 
 class Aliked:
@@ -126,6 +127,22 @@ def farthest_pixels(mask: Tensor, count: int) -> Tensor:
     """[<= count, 2] centres of pixels on the mask far from each other (farthest-point sampling)."""
     inside = covered(mask)
     return inside[spread(inside, count)] if len(inside) else inside
+
+
+def grid_voxels(positions: Tensor, count: int) -> Tensor:
+    """[<= count] rows of points [N, 3]: one in each cell of the coarsest cubic grid that fills `count`, near its middle."""
+    side = float((positions.amax(0) - positions.amin(0)).max())
+    for cells in range(1, 10_000):
+        place = (positions - positions.amin(0)) * cells / max(side, 1e-9)
+        _, owner = torch.unique(place.long().clamp_max(cells - 1), dim=0, return_inverse=True)
+        if int(owner.max()) + 1 >= min(count, len(positions)):
+            break
+    off = (place - place.floor() - 0.5).norm(dim=1)
+    order = torch.argsort(owner + off / 2)  # by cell, then from its middle; off is less than 1
+    first = torch.ones_like(owner, dtype=torch.bool)
+    first[1:] = owner[order][1:] != owner[order][:-1]
+    rows = order[first]
+    return rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()]
 
 
 def covered(mask: Tensor) -> Tensor:

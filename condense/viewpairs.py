@@ -61,7 +61,9 @@ def view_surface(scene: VoxelScene, camera: Cameras) -> Surface:
     weights = render_weights((corner * scene.density[voxel]).sum(1), samples)
     sums = accumulate(weights, torch.stack([torch.ones_like(samples.t), samples.t], dim=1), samples)  # [H W, 2]
     opacity, distance = sums.T.reshape(2, height, width)
-    return Surface(camera, opacity, distance, scene.grid.voxel_size * (scene.grid.radius if scene.grid.contracted else 1))
+    return Surface(
+        camera, opacity, distance, scene.grid.voxel_size * (scene.grid.radius if scene.grid.contracted else 1)
+    )
 
 
 def seen(surface: Surface, points: Tensor, slack: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -97,7 +99,7 @@ def view_pairs(views: Sequence[LinkedView], most: int = 4) -> list[tuple[int, in
     return [good[k] for k in chosen]
 
 
-def in_new_light(view: LinkedView, seed: int) -> LinkedView:
+def in_new_light(view: LinkedView, seed: Sequence[int]) -> LinkedView:
     """The view before another background and under another light, as of `sparsebatch.relit`, drawn by `seed`."""
     image = relit(view, np.random.default_rng(seed), NEW_LIGHT)
     return dataclasses.replace(view, image=(image.permute(1, 2, 0) * 255).round().to(torch.uint8))

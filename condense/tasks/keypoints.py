@@ -1,0 +1,232 @@
+"""How well key points are found again: between two views, and between a view and its scene.
+
+Everything is measured on held-out views of captures that nothing was trained on. What belongs together comes from the
+capture's geometry (`viewpairs`); no label is used, so photographs are measured by the same code. A pair of views is
+measured as it is and, with NEW_LIGHT appended to a metric's name, with its second view before another background and
+under another light.
+
+Between two views, of all methods at equal numbers of key points (see `equal_count`):
+
+- `repeatability`, `_1px`: share of the co-visible key points of either view with a key point of the other within 3
+  pixels, or 1, of where they show there (Mikolajczyk et al. 2005, both ways as DeTone et al. 2018); `_own_count` with
+  as many as the method finds, MOST at the most;
+- `matching_accuracy_1px`, `_3px`, `_5px`: share of mutual nearest neighbours that are right (Dusmanu et al. 2019);
+- `matching_score`: right ones at 3 pixels per co-visible key point.
+
+Between a view and the scene's key points:
+
+- `agreement_2d_3d`, `_1px`: share of the view's key points within 3 pixels, or 1, of where a visible one shows;
+- `image_to_scene_accuracy_3px`: share of the view's key points whose nearest neighbour is visible within 3 pixels;
+- `bytes_a_scene`: of the numbers stored.
+
+What cannot be told apart from nothing counts 0: a pair without matches has the accuracy 0.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from condense.keypoints import ImageKeyPoints, KeyPoints, spread_maxima, stored_bytes
+from condense.links import LinkedView, Links, as_batch, load_links
+from condense.metrics import interval
+from condense.poses import mutual_matches
+from condense.rivaldetectors import (
+    Aliked,
+    Sift,
+    aliked_ready,
+    described,
+    farthest_pixels,
+    grid_pixels,
+    grid_voxels,
+    random_pixels,
+)
+from condense.sparse import SparseModel, condense_scene, detect_images, load_sparse
+from condense.tasks.matching import spread
+from condense.viewpairs import Surface, in_new_light, seen, view_pairs, view_surface, warp
+from condense.voxels import VoxelScene
+
+NEW_LIGHT = "_new_light"
+NEAR = 3.0  # pixels
+MOST, FEWEST, OTHERWISE = 64, 8, 32  # key points of an image
+SCENE = 256  # key points of a scene
+LIGHTS = {False: "", True: NEW_LIGHT}
+Look = tuple[int, bool]  # number of a view, and whether it is in new light
+Detector = Callable[[Tensor, Tensor], ImageKeyPoints]  # of an image and its mask
+Scores = dict[str, dict[str, list[float]]]  # {method: {metric: the value of each seed}}
+
+
+def pair_scores(a: ImageKeyPoints, b: ImageKeyPoints, surfaces: tuple[Surface, Surface]) -> dict[str, float]:
+    """The metrics of one pair of views whose key points are `a` and `b`."""
+    (to_b, in_b), (to_a, in_a) = warp(*surfaces, a.positions), warp(*surfaces[::-1], b.positions)
+    apart_b, apart_a = torch.cdist(to_b, b.positions), torch.cdist(to_a, a.positions)  # [A, B], [B, A]
+    shared = max(1, int(in_b.sum() + in_a.sum()))
+    scores = {}
+    for name, limit in (("repeatability", NEAR), ("repeatability_1px", 1.0)):
+        again = [(apart <= limit).any(1)[kept].sum() for apart, kept in ((apart_b, in_b), (apart_a, in_a))]
+        scores[name] = float(sum(again)) / shared
+    first, second = torch.from_numpy(mutual_matches(a.descriptors @ b.descriptors.T)).unbind(1)
+    error = torch.where(in_b[first], apart_b[first, second], torch.inf)
+    for limit in (1, 3, 5):
+        scores[f"matching_accuracy_{limit}px"] = float((error <= limit).sum()) / max(1, len(error))
+    scores["matching_score"] = 2 * float((error <= NEAR).sum()) / shared
+    return scores
+
+
+def scene_scores(image: ImageKeyPoints, scene: KeyPoints, surface: Surface) -> dict[str, float]:
+    """The metrics of one view's key points and its scene's."""
+    at, visible = seen(surface, scene.positions, slack=2)
+    apart = torch.cdist(image.positions, at).masked_fill(~visible, torch.inf)  # [K, scene's]
+    count = max(1, len(image))
+    nearest = (image.descriptors @ scene.descriptors.T).argmax(1, keepdim=True)
+    return {
+        "agreement_2d_3d": float((apart <= NEAR).any(1).sum()) / count,
+        "agreement_2d_3d_1px": float((apart <= 1).any(1).sum()) / count,
+        "image_to_scene_accuracy_3px": float((apart.gather(1, nearest) <= NEAR).sum()) / count,
+    }
+
+
+def equal_count(sift: int) -> int:
+    """Key points of an image for every method: as many as SIFT finds there, MOST at most; OTHERWISE if below FEWEST."""
+    return min(sift, MOST) if sift >= FEWEST else OTHERWISE
+
+
+def model_points(
+    model: SparseModel, view: LinkedView, counts: Sequence[int], rng: np.random.Generator
+) -> dict[str, list[ImageKeyPoints]]:
+    """Key points of a view by the model, and its descriptors at random, grid and spread places; for each count."""
+    (found,) = detect_images(model, [view.image], [view.mask], view.mask.numel())
+    with torch.no_grad():
+        features = model.image_maps(as_batch([view.image]))[1][0]
+    points: dict[str, list[ImageKeyPoints]] = {}
+    for count in counts:
+        places = {
+            "random": random_pixels(view.mask, count, rng),
+            "grid": grid_pixels(view.mask, count),
+            "farthest": farthest_pixels(view.mask, count),
+        }
+        points.setdefault("condense", []).append(found[spread_maxima(found.positions, found.scores, count)])
+        for name, at in places.items():
+            points.setdefault(name, []).append(described(at, features, found.size))
+    return points
+
+
+def scene_points(model: SparseModel, scene: VoxelScene, rng: np.random.Generator) -> dict[str, KeyPoints]:
+    """SCENE key points of a scene by the model, and its descriptors at random, grid and spread voxels."""
+    every = condense_scene(model, scene, len(scene))
+    rows = {
+        "condense": spread_maxima(every.positions, every.scores, SCENE),
+        "random_voxels": torch.from_numpy(rng.permutation(len(every))[:SCENE]),
+        "grid_voxels": grid_voxels(every.positions, SCENE),
+        "farthest_voxels": spread(every.positions, SCENE),
+    }
+    return {name: every[some] for name, some in rows.items()}
+
+
+@dataclass(frozen=True)
+class Scenery:
+    """A capture as it is measured.
+
+    Args:
+        scene: its voxels.
+        views: {(number of a view, whether in new light): the view}.
+        pairs: numbers of views.
+        surfaces: of each view.
+    """
+
+    scene: VoxelScene
+    views: dict[Look, LinkedView]
+    pairs: list[tuple[int, int]]
+    surfaces: dict[int, Surface]
+
+
+def scenery(links: Links) -> Scenery:
+    """What is measured of a capture: pairs of the views that `links` has; second views also in new light."""
+    pairs = view_pairs(links.views)
+    used = sorted({number for pair in pairs for number in pair})
+    key = zlib.crc32(links.name.encode())
+    views = {(number, False): links.views[number] for number in used}
+    views |= {(j, True): in_new_light(links.views[j], (key, j)) for j in sorted({j for _, j in pairs})}
+    surfaces = {number: view_surface(links.scene, links.views[number].camera) for number in used}
+    return Scenery(links.scene, views, pairs, surfaces)
+
+
+def two_view_scores(what: Scenery, points: Mapping[Look, Sequence[ImageKeyPoints]]) -> dict[str, float]:
+    """Means over the pairs of `pair_scores`; `points` are of each view, at equal and at own number."""
+    scores: dict[str, list[float]] = {}
+    for i, j in what.pairs:
+        surfaces = (what.surfaces[i], what.surfaces[j])
+        for light, ending in LIGHTS.items():
+            equal, own = (pair_scores(a, b, surfaces) for a, b in zip(points[i, False], points[j, light], strict=True))
+            for name, value in {**equal, "repeatability_own_count": own["repeatability"]}.items():
+                scores.setdefault(name + ending, []).append(value)
+    return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+def view_scene_scores(
+    what: Scenery, points: Mapping[Look, Sequence[ImageKeyPoints]], scene: KeyPoints
+) -> dict[str, float]:
+    """Means over the views of `scene_scores`."""
+    scores: dict[str, list[float]] = {}
+    for (number, light), (equal, *_) in points.items():
+        for name, value in scene_scores(equal, scene, what.surfaces[number]).items():
+            scores.setdefault(name + LIGHTS[light], []).append(value)
+    return {name: float(np.mean(values)) for name, values in scores.items()} | {"bytes_a_scene": stored_bytes(scene)}
+
+
+def capture_scores(links: Links, models: Sequence[SparseModel], rivals: Mapping[str, Detector], seed: int) -> Scores:
+    """The metrics of one capture, by every model and rival; `rivals` has "sift"."""
+    what = scenery(links)
+    found = {name: {look: rival(v.image, v.mask) for look, v in what.views.items()} for name, rival in rivals.items()}
+    counts = {look: (equal_count(len(points)), MOST) for look, points in found["sift"].items()}
+    result: Scores = {}
+    for name, by_look in found.items():
+        tops = {look: [points.top(count) for count in counts[look]] for look, points in by_look.items()}
+        _add(result, name, two_view_scores(what, tops))
+    for number, model in enumerate(models):
+        rng = np.random.default_rng((seed, number, zlib.crc32(links.name.encode())))
+        views = {look: model_points(model, view, counts[look], rng) for look, view in what.views.items()}
+        scenes = scene_points(model, links.scene, rng)
+        by_method = {name: {look: views[look][name] for look in views} for name in next(iter(views.values()))}
+        for name, points in by_method.items():
+            own = view_scene_scores(what, points, scenes["condense"])
+            _add(result, name, two_view_scores(what, points) | own)
+        for name in set(scenes) - {"condense"}:
+            _add(result, name, view_scene_scores(what, by_method["condense"], scenes[name]))
+    return result
+
+
+def _add(result: Scores, method: str, scores: Mapping[str, float]) -> None:
+    for metric, value in scores.items():
+        result.setdefault(method, {}).setdefault(metric, []).append(value)
+
+
+def keypoint_rows(paths: Sequence[Path], models: Sequence[Path], aliked: str = "", seed: int = 0) -> list[Scores]:
+    """The metrics of some linked captures, on their test views. One job of `parallel_map`.
+
+    Args:
+        paths: of the links.
+        models: folders of sparse models, one a seed.
+        aliked: the file of ALIKED's weights; "" leaves ALIKED out, as does a missing kornia.
+        seed: of the random places.
+    """
+    rivals: dict[str, Detector] = {"sift": Sift()}
+    if aliked_ready(aliked):
+        rivals["aliked"] = Aliked(Path(aliked))
+    loaded = [load_sparse(folder) for folder in models]
+    return [capture_scores(load_links(path, ("test",)), loaded, rivals, seed) for path in paths]
+
+
+def keypoint_metrics(rows: Sequence[Scores]) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    """The metric file of key points, from the rows of all captures: {method: {metric: {mean, ci95, n}}}."""
+    names = {method: list(scores) for row in rows for method, scores in row.items()}
+    return {
+        method: {metric: interval(np.array([row[method][metric] for row in rows]).T) for metric in metrics}
+        for method, metrics in names.items()
+    }
