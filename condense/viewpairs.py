@@ -94,7 +94,10 @@ def view_pairs(views: Sequence[LinkedView], most: int = 4) -> list[tuple[int, in
     angles = torch.rad2deg(torch.arccos((axes @ axes.T).clamp(-1, 1)))
     every = [(i, j) for i in range(len(views)) for j in range(i + 1, len(views))]
     off = {p: max(APART[0] - float(angles[p]), float(angles[p]) - APART[1], 0.0) for p in every}
-    good = sorted((p for p in every if off[p] == 0), key=lambda p: float(angles[p])) or sorted(every, key=off.get)[:1]
+    good = (
+        sorted((p for p in every if off[p] == 0), key=lambda p: float(angles[p]))
+        or sorted(every, key=off.__getitem__)[:1]
+    )
     chosen = np.unique(np.linspace(0, len(good) - 1, min(most, len(good))).round().astype(int))
     return [good[k] for k in chosen]
 

@@ -9,7 +9,7 @@ Between two views, of all methods at equal numbers of key points (see `equal_cou
 
 - `repeatability`, `_1px`: share of the co-visible key points of either view with a key point of the other within 3
   pixels, or 1, of where they show there (Mikolajczyk et al. 2005, both ways as DeTone et al. 2018); `_own_count` with
-  as many as the method finds, MOST at the most;
+  as many as the method finds, OWN at the most;
 - `matching_accuracy_1px`, `_3px`, `_5px`: share of mutual nearest neighbours that are right (Dusmanu et al. 2019);
 - `matching_score`: right ones at 3 pixels per co-visible key point.
 
@@ -54,7 +54,8 @@ from condense.voxels import VoxelScene
 
 NEW_LIGHT = "_new_light"
 NEAR = 3.0  # pixels
-MOST, FEWEST, OTHERWISE = 64, 8, 32  # key points of an image
+MOST, FEWEST, OTHERWISE = 64, 8, 32  # key points of an image at equal numbers
+OWN = 256  # and at the method's own number, at most
 SCENE = 256  # key points of a scene
 LIGHTS = {False: "", True: NEW_LIGHT}
 Look = tuple[int, bool]  # number of a view, and whether it is in new light
@@ -184,7 +185,7 @@ def capture_scores(links: Links, models: Sequence[SparseModel], rivals: Mapping[
     """The metrics of one capture, by every model and rival; `rivals` has "sift"."""
     what = scenery(links)
     found = {name: {look: rival(v.image, v.mask) for look, v in what.views.items()} for name, rival in rivals.items()}
-    counts = {look: (equal_count(len(points)), MOST) for look, points in found["sift"].items()}
+    counts = {look: (equal_count(len(points)), OWN) for look, points in found["sift"].items()}
     result: Scores = {}
     for name, by_look in found.items():
         tops = {look: [points.top(count) for count in counts[look]] for look, points in by_look.items()}
