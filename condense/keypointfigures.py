@@ -134,7 +134,8 @@ def matches_to_scenes(
         line[1].scatter(*place.T, s=6, c=decorated.colours.numpy().clip(0, 1), edgecolors="grey", linewidths=0.3)
         for number in np.argsort(good, kind="stable"):  # the right ones on top
             a, b = points.positions.numpy()[matches[number, 0]], place[matches[number, 1]]
-            style = {"color": RIGHT if good[number] else WRONG, "linewidth": 0.7}
-            figure.add_artist(ConnectionPatch(a, b, "data", "data", axesA=line[0], axesB=line[1], **style))
+            line_to = ConnectionPatch(a, b, "data", "data", axesA=line[0], axesB=line[1], linewidth=0.7)
+            line_to.set_color(RIGHT if good[number] else WRONG)
+            figure.add_artist(line_to)
         line[0].set_title(f"{title}: {int(good.sum())} of {len(good)} right", fontsize=8)
     return figure

@@ -49,7 +49,16 @@ from condense.rivaldetectors import (
 )
 from condense.sparse import SparseModel, condense_scene, detect_images, load_sparse
 from condense.tasks.matching import spread
-from condense.viewpairs import Surface, in_new_light, seen, view_pairs, view_surface, warp
+from condense.viewpairs import (
+    MeshSurface,
+    Surface,
+    built_in_meshes,
+    in_new_light,
+    seen,
+    view_pairs,
+    voxel_surface,
+    warp,
+)
 from condense.voxels import VoxelScene
 
 NEW_LIGHT = "_new_light"
@@ -82,7 +91,7 @@ def pair_scores(a: ImageKeyPoints, b: ImageKeyPoints, surfaces: tuple[Surface, S
 
 def scene_scores(image: ImageKeyPoints, scene: KeyPoints, surface: Surface) -> dict[str, float]:
     """The metrics of one view's key points and its scene's."""
-    at, visible = seen(surface, scene.positions, slack=2)
+    at, visible = seen(surface, scene.positions)
     apart = torch.cdist(image.positions, at).masked_fill(~visible, torch.inf)  # [K, scene's]
     count = max(1, len(image))
     nearest = (image.descriptors @ scene.descriptors.T).argmax(1, keepdim=True)
@@ -138,12 +147,14 @@ class Scenery:
         scene: its voxels.
         views: {(number of a view, whether in new light): the view}.
         pairs: numbers of views.
-        surfaces: of each view.
+        truth: what each view sees in truth, as far as that is known: of meshes, or of the voxels,
+        surfaces: and of the voxels.
     """
 
     scene: VoxelScene
     views: dict[Look, LinkedView]
     pairs: list[tuple[int, int]]
+    truth: dict[int, Surface]
     surfaces: dict[int, Surface]
 
 
@@ -154,15 +165,18 @@ def scenery(links: Links) -> Scenery:
     key = zlib.crc32(links.name.encode())
     views = {(number, False): links.views[number] for number in used}
     views |= {(j, True): in_new_light(links.views[j], (key, j)) for j in sorted({j for _, j in pairs})}
-    surfaces = {number: view_surface(links.scene, links.views[number].camera) for number in used}
-    return Scenery(links.scene, views, pairs, surfaces)
+    surfaces: dict[int, Surface] = {n: voxel_surface(links.scene, links.views[n].camera) for n in used}
+    meshes = built_in_meshes(links)
+    truth: dict[int, Surface]
+    truth = surfaces if meshes is None else {n: MeshSurface(s.camera, meshes) for n, s in surfaces.items()}
+    return Scenery(links.scene, views, pairs, truth, surfaces)
 
 
 def two_view_scores(what: Scenery, points: Mapping[Look, Sequence[ImageKeyPoints]]) -> dict[str, float]:
     """Means over the pairs of `pair_scores`; `points` are of each view, at equal and at own number."""
     scores: dict[str, list[float]] = {}
     for i, j in what.pairs:
-        surfaces = (what.surfaces[i], what.surfaces[j])
+        surfaces = (what.truth[i], what.truth[j])
         for light, ending in LIGHTS.items():
             equal, own = (pair_scores(a, b, surfaces) for a, b in zip(points[i, False], points[j, light], strict=True))
             for name, value in {**equal, "repeatability_own_count": own["repeatability"]}.items():
