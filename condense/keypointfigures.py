@@ -34,13 +34,11 @@ def keypoints_on_images(rows: Sequence[tuple[str, Sequence[tuple[str, np.ndarray
     for line, (name, pictures) in zip(axes, rows, strict=True):
         for axis, (title, image, points) in zip(line, pictures, strict=False):
             _show(axis, image)
-            axis.scatter(*points.positions.numpy().T, s=_sizes(points.scores.numpy()), **_RING)
+            x, y = points.positions.numpy().T
+            axis.scatter(x, y, _sizes(points.scores.numpy()), facecolors="none", edgecolors="#ffd400", linewidths=0.9)
             axis.set_title(title, fontsize=8)
         line[0].set_ylabel(name, fontsize=9)
     return figure
-
-
-_RING = {"facecolors": "none", "edgecolors": "#ffd400", "linewidths": 0.9}
 
 
 def _show(axis: Axes, image: np.ndarray) -> None:
@@ -63,13 +61,11 @@ def scenes_keypoints(scenes: Sequence[tuple[str, VoxelScene, KeyPoints]], column
     for axis in axes.flat:
         axis.axis("off")
     for axis, (title, scene, points) in zip(axes.flat, scenes, strict=False):
-        place = _oblique(axis, scene, points)
-        axis.scatter(*place.T, s=_sizes(points.scores.numpy()), c=points.colours.numpy().clip(0, 1), **_EDGE)
+        x, y = _oblique(axis, scene, points).T
+        colours = points.colours.numpy().clip(0, 1)
+        axis.scatter(x, y, _sizes(points.scores.numpy()), colours, edgecolors="black", linewidths=0.5)
         axis.set_title(title, fontsize=8)
     return figure
-
-
-_EDGE = {"edgecolors": "black", "linewidths": 0.5}
 
 
 def _oblique(axis: Axes, scene: VoxelScene, points: KeyPoints) -> np.ndarray:
@@ -80,7 +76,7 @@ def _oblique(axis: Axes, scene: VoxelScene, points: KeyPoints) -> np.ndarray:
     order = order[order < len(coords)]
     dot = 1.4 * (160 / max(np.ptp(place, axis=0).max(), 1)) ** 2  # points squared: about a voxel
     pale = 0.25 * scene.colour.numpy().clip(0, 1) + 0.75
-    axis.scatter(*place[order].T, s=dot, c=pale[order], marker="s", linewidths=0)
+    axis.scatter(place[order, 0], place[order, 1], dot, pale[order], marker="s", linewidths=0)
     axis.set_aspect("equal")
     axis.axis("off")
     return place[len(coords) :]
@@ -131,7 +127,8 @@ def matches_to_scenes(
     for line, (title, image, points, scene, decorated, matches), good in zip(axes, rows, right, strict=True):
         _show(line[0], image)
         place = _oblique(line[1], scene, decorated)
-        line[1].scatter(*place.T, s=6, c=decorated.colours.numpy().clip(0, 1), edgecolors="grey", linewidths=0.3)
+        colours = decorated.colours.numpy().clip(0, 1)
+        line[1].scatter(place[:, 0], place[:, 1], 6, colours, edgecolors="grey", linewidths=0.3)
         for number in np.argsort(good, kind="stable"):  # the right ones on top
             a, b = points.positions.numpy()[matches[number, 0]], place[matches[number, 1]]
             line_to = ConnectionPatch(a, b, "data", "data", axesA=line[0], axesB=line[1], linewidth=0.7)

@@ -91,7 +91,7 @@ class MeshSurface:
 
     def tolerance(self, distance: Tensor) -> Tensor:
         """See `Surface`."""
-        return SAME_MESH * distance
+        return (SAME_MESH * distance).clamp_min(1e-6)
 
 
 def voxel_surface(scene: VoxelScene, camera: Cameras) -> VoxelSurface:
@@ -136,22 +136,23 @@ def built_in_meshes(links: Links) -> Scene | None:
     return meshes
 
 
-def seen(surface: Surface, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Where world points [K, 3] show in a view, [K, 2] pixels, and [K] bool whether the view sees them there."""
+def shown(surface: Surface, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where world points [K, 3] show in a view, [K, 2] pixels; [K] bool whether they lie in it and a ray ends there;
+    and [K] how far behind the ray's end they lie, in tolerances."""
     xy, depth = surface.camera.project(0, points)
     xy = torch.where((depth > 0)[:, None], xy, xy.new_tensor(-1.0))
     inside = ((xy >= 0) & (xy <= surface.camera.sizes[0])).all(1)
     opacity, distance = surface.at(xy)
-    gap = ((points - surface.camera.centres[0]).norm(dim=1) - distance).abs()
-    return xy, inside & (opacity >= SOLID) & (gap <= surface.tolerance(distance))
+    behind = ((points - surface.camera.centres[0]).norm(dim=1) - distance) / surface.tolerance(distance)
+    return xy, inside & (opacity >= SOLID), behind
 
 
 def warp(a: Surface, b: Surface, xy: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels [K, 2] of view `a` carried to view `b`: [K, 2] pixels there, and [K] bool whether both see the place."""
     opacity, distance = a.at(xy)
     origins, directions = a.camera.pixel_rays(0, xy)
-    there, visible = seen(b, origins + distance[:, None] * directions)
-    return there, visible & (opacity >= SOLID)
+    there, ends, behind = shown(b, origins + distance[:, None] * directions)
+    return there, ends & (behind.abs() <= 1) & (opacity >= SOLID)
 
 
 def view_pairs(views: Sequence[LinkedView], most: int = 4) -> list[tuple[int, int]]:

@@ -54,7 +54,7 @@ from condense.viewpairs import (
     Surface,
     built_in_meshes,
     in_new_light,
-    seen,
+    shown,
     view_pairs,
     voxel_surface,
     warp,
@@ -72,27 +72,31 @@ Detector = Callable[[Tensor, Tensor], ImageKeyPoints]  # of an image and its mas
 Scores = dict[str, dict[str, list[float]]]  # {method: {metric: the value of each seed}}
 
 
-def pair_scores(a: ImageKeyPoints, b: ImageKeyPoints, surfaces: tuple[Surface, Surface]) -> dict[str, float]:
-    """The metrics of one pair of views whose key points are `a` and `b`."""
-    (to_b, in_b), (to_a, in_a) = warp(*surfaces, a.positions), warp(*surfaces[::-1], b.positions)
-    apart_b, apart_a = torch.cdist(to_b, b.positions), torch.cdist(to_a, a.positions)  # [A, B], [B, A]
-    shared = max(1, int(in_b.sum() + in_a.sum()))
-    scores = {}
-    for name, limit in (("repeatability", NEAR), ("repeatability_1px", 1.0)):
-        again = [(apart <= limit).any(1)[kept].sum() for apart, kept in ((apart_b, in_b), (apart_a, in_a))]
-        scores[name] = float(sum(again)) / shared
+def repeatability(a: ImageKeyPoints, b: ImageKeyPoints, surfaces: tuple[Surface, Surface]) -> tuple[float, float]:
+    """Share of co-visible key points of either view found again in the other, within NEAR and within 1 pixel."""
+    found, shared = np.zeros(2), 0
+    for first, second, way in ((a, b, surfaces), (b, a, surfaces[::-1])):
+        there, visible = warp(*way, first.positions)
+        nearest = torch.cdist(there, second.positions).min(1).values[visible] if len(second) else torch.zeros(0)
+        found += [int((nearest <= limit).sum()) for limit in (NEAR, 1.0)]
+        shared += int(visible.sum())
+    return tuple(found / max(1, shared))
+
+
+def matching(a: ImageKeyPoints, b: ImageKeyPoints, surfaces: tuple[Surface, Surface]) -> dict[str, float]:
+    """Accuracy of mutual nearest neighbours, and right ones per co-visible key point, of two views' key points."""
+    (to_b, in_b), (_, in_a) = warp(*surfaces, a.positions), warp(*surfaces[::-1], b.positions)
     first, second = torch.from_numpy(mutual_matches(a.descriptors @ b.descriptors.T)).unbind(1)
-    error = torch.where(in_b[first], apart_b[first, second], torch.inf)
-    for limit in (1, 3, 5):
-        scores[f"matching_accuracy_{limit}px"] = float((error <= limit).sum()) / max(1, len(error))
-    scores["matching_score"] = 2 * float((error <= NEAR).sum()) / shared
-    return scores
+    error = (to_b[first] - b.positions[second]).norm(dim=1).masked_fill(~in_b[first], torch.inf)
+    right = {limit: float((error <= limit).sum()) for limit in (1, 3, 5)}
+    accuracy = {f"matching_accuracy_{limit}px": number / max(1, len(error)) for limit, number in right.items()}
+    return {**accuracy, "matching_score": 2 * right[3] / max(1, int(in_a.sum() + in_b.sum()))}
 
 
 def scene_scores(image: ImageKeyPoints, scene: KeyPoints, surface: Surface) -> dict[str, float]:
-    """The metrics of one view's key points and its scene's."""
-    at, visible = seen(surface, scene.positions)
-    apart = torch.cdist(image.positions, at).masked_fill(~visible, torch.inf)  # [K, scene's]
+    """The metrics of one view's key points and its scene's; a scene's key point is visible if nothing hides it."""
+    at, ends, behind = shown(surface, scene.positions)
+    apart = torch.cdist(image.positions, at).masked_fill(~(ends & (behind <= 1)), torch.inf)  # [K, scene's]
     count = max(1, len(image))
     nearest = (image.descriptors @ scene.descriptors.T).argmax(1, keepdim=True)
     return {
@@ -107,24 +111,27 @@ def equal_count(sift: int) -> int:
     return min(sift, MOST) if sift >= FEWEST else OTHERWISE
 
 
+def blind_places(mask: Tensor, counts: Sequence[int], rng: np.random.Generator) -> dict[str, list[Tensor]]:
+    """Random, grid and spread places on a mask, for each count."""
+    rows, far = random_pixels(mask, max(counts), rng), farthest_pixels(mask, max(counts))  # each begins with the fewer
+    return {
+        "random": [rows[:count] for count in counts],
+        "grid": [grid_pixels(mask, count) for count in counts],
+        "farthest": [far[:count] for count in counts],
+    }
+
+
 def model_points(
-    model: SparseModel, view: LinkedView, counts: Sequence[int], rng: np.random.Generator
+    model: SparseModel, view: LinkedView, counts: Sequence[int], blind: Mapping[str, Sequence[Tensor]]
 ) -> dict[str, list[ImageKeyPoints]]:
-    """Key points of a view by the model, and its descriptors at random, grid and spread places; for each count."""
+    """Key points of a view by the model, for each count, and the model's descriptors at blind places."""
     (found,) = detect_images(model, [view.image], [view.mask], view.mask.numel())
     with torch.no_grad():
         features = model.image_maps(as_batch([view.image]))[1][0]
-    points: dict[str, list[ImageKeyPoints]] = {}
-    for count in counts:
-        places = {
-            "random": random_pixels(view.mask, count, rng),
-            "grid": grid_pixels(view.mask, count),
-            "farthest": farthest_pixels(view.mask, count),
-        }
-        points.setdefault("condense", []).append(found[spread_maxima(found.positions, found.scores, count)])
-        for name, at in places.items():
-            points.setdefault(name, []).append(described(at, features, found.size))
-    return points
+    own = [found[spread_maxima(found.positions, found.scores, count)] for count in counts]
+    return {"condense": own} | {
+        name: [described(at, features, found.size) for at in places] for name, places in blind.items()
+    }
 
 
 def scene_points(model: SparseModel, scene: VoxelScene, rng: np.random.Generator) -> dict[str, KeyPoints]:
@@ -173,14 +180,18 @@ def scenery(links: Links) -> Scenery:
 
 
 def two_view_scores(what: Scenery, points: Mapping[Look, Sequence[ImageKeyPoints]]) -> dict[str, float]:
-    """Means over the pairs of `pair_scores`; `points` are of each view, at equal and at own number."""
+    """Means over the pairs; `points` are of each view, at equal number and, as it is, at the method's own."""
     scores: dict[str, list[float]] = {}
     for i, j in what.pairs:
         surfaces = (what.truth[i], what.truth[j])
         for light, ending in LIGHTS.items():
-            equal, own = (pair_scores(a, b, surfaces) for a, b in zip(points[i, False], points[j, light], strict=True))
-            for name, value in {**equal, "repeatability_own_count": own["repeatability"]}.items():
+            a, b = points[i, False][0], points[j, light][0]
+            near, at_1px = repeatability(a, b, surfaces)
+            values = {"repeatability": near, "repeatability_1px": at_1px, **matching(a, b, surfaces)}
+            for name, value in values.items():
                 scores.setdefault(name + ending, []).append(value)
+        own = repeatability(points[i, False][1], points[j, False][1], surfaces)[0]
+        scores.setdefault("repeatability_own_count", []).append(own)
     return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
@@ -197,23 +208,25 @@ def view_scene_scores(
 
 def capture_scores(links: Links, models: Sequence[SparseModel], rivals: Mapping[str, Detector], seed: int) -> Scores:
     """The metrics of one capture, by every model and rival; `rivals` has "sift"."""
-    what = scenery(links)
+    what, key = scenery(links), zlib.crc32(links.name.encode())
+    rng = np.random.default_rng((seed, key))
     found = {name: {look: rival(v.image, v.mask) for look, v in what.views.items()} for name, rival in rivals.items()}
-    counts = {look: (equal_count(len(points)), OWN) for look, points in found["sift"].items()}
+    counts = {look: (equal_count(len(points)), OWN)[: 1 if look[1] else 2] for look, points in found["sift"].items()}
     result: Scores = {}
     for name, by_look in found.items():
         tops = {look: [points.top(count) for count in counts[look]] for look, points in by_look.items()}
         _add(result, name, two_view_scores(what, tops))
+    blind = {look: blind_places(view.mask, counts[look], rng) for look, view in what.views.items()}
     for number, model in enumerate(models):
-        rng = np.random.default_rng((seed, number, zlib.crc32(links.name.encode())))
-        views = {look: model_points(model, view, counts[look], rng) for look, view in what.views.items()}
-        scenes = scene_points(model, links.scene, rng)
-        by_method = {name: {look: views[look][name] for look in views} for name in next(iter(views.values()))}
-        for name, points in by_method.items():
+        views = {look: model_points(model, view, counts[look], blind[look]) for look, view in what.views.items()}
+        scenes = scene_points(model, links.scene, np.random.default_rng((seed, key, number)))
+        for name in next(iter(views.values())):
+            points = {look: by_name[name] for look, by_name in views.items()}
             own = view_scene_scores(what, points, scenes["condense"])
             _add(result, name, two_view_scores(what, points) | own)
-        for name in set(scenes) - {"condense"}:
-            _add(result, name, view_scene_scores(what, by_method["condense"], scenes[name]))
+        points = {look: by_name["condense"] for look, by_name in views.items()}
+        for name in ("random_voxels", "grid_voxels", "farthest_voxels"):
+            _add(result, name, view_scene_scores(what, points, scenes[name]))
     return result
 
 
