@@ -13,39 +13,58 @@ from typing import Any
 import numpy as np
 import pycolmap
 import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from condense.keypoints import ImageKeyPoints, sample_map
 from condense.tasks.matching import spread
 
-LARGE = 400  # pixels of an image's longer side from which it is not enlarged
+FINEST = 0.8  # pixels, the scale from which SIFT looks for key points
+SIDE = 192  # pixels of an image's longer side, to which smaller ones are enlarged
 
 
 class Sift:
     """SIFT (Lowe 2004) by COLMAP, with RootSIFT descriptors (Arandjelovic and Zisserman 2012).
 
     Args:
-        enlarge: how often an image smaller than LARGE is enlarged; SIFT itself doubles once more.
+        side: an image is enlarged so that its longer side has so many pixels; SIFT itself doubles once more.
         peak: the least contrast of a key point.
         upright: leave the orientation out of the descriptor: cameras that are held level need none.
     """
 
-    def __init__(self, enlarge: int = 2, peak: float = 0.002, upright: bool = True) -> None:
+    def __init__(self, side: int = SIDE, peak: float = 0.013, upright: bool = True) -> None:
         options = pycolmap.FeatureExtractionOptions()
         options.use_gpu, options.num_threads = False, 1
         # a second orientation would put a second key point on the same place
         options.sift.peak_threshold, options.sift.upright, options.sift.max_num_orientations = peak, upright, 1
-        self.enlarge, self.extractor = enlarge, pycolmap.FeatureExtractor.create(options, pycolmap.Device.cpu)
+        self.side, self.extractor = side, pycolmap.FeatureExtractor.create(options, pycolmap.Device.cpu)
 
     def __call__(self, image: Tensor, mask: Tensor) -> ImageKeyPoints:
-        """Key points of an image [H, W, 3] uint8, the largest first, as COLMAP keeps them; descriptors [K, 128]."""
-        large, factor = enlarged(image, self.enlarge)
-        grey = (large[0] * large.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
-        points, found = self.extractor.extract_from_uint8_array((grey * 255).round().numpy().astype(np.uint8))
-        places = torch.tensor([(p.x, p.y, p.compute_scale()) for p in points]).reshape(-1, 3)
+        """Key points of an image [H, W, 3] uint8, scored by contrast; descriptors [K, 128]."""
+        large, factor = enlarged(image, self.side)
+        grey = (large[0] * large.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0).numpy()
+        points, found = self.extractor.extract_from_uint8_array((grey * 255).round().astype(np.uint8))
+        places = np.array([(p.x, p.y, p.compute_scale()) for p in points]).reshape(-1, 3)
         descriptors = normalize(torch.from_numpy(np.array(found.data)).float().reshape(-1, 128), dim=1)
-        return _on_mask(places[:, :2] / factor, places[:, 2], descriptors, mask)
+        at, strength = (torch.from_numpy(values).float() for values in (places[:, :2] / factor, contrast(grey, places)))
+        return _on_mask(at, strength, descriptors, mask)
+
+
+def contrast(grey: NDArray[np.float32], places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[K] absolute difference of Gaussians of an image [H, W] at places [K, 3] (x, y, scale), which COLMAP keeps back.
+
+    On the validation captures the strongest key points are found again more often than the largest, which COLMAP
+    keeps where there are too many.
+    """
+    if not len(places):
+        return np.zeros(0)
+    level = 3 * np.log2(places[:, 2] / FINEST)
+    blurred = [gaussian_filter(grey, FINEST * 2 ** (n / 3)) for n in range(max(2, int(level.max()) + 3))]
+    volume = np.diff(np.stack(blurred), axis=0)  # [levels, H, W]
+    at = np.stack([level, places[:, 1] - 0.5, places[:, 0] - 0.5])
+    return np.abs(map_coordinates(volume, at, order=1, mode="nearest"))
 
 
 class Aliked:
@@ -53,13 +72,13 @@ class Aliked:
 
     Args:
         weights: aliked-n16.pth of the authors' repository.
-        enlarge: how often an image smaller than LARGE is enlarged.
+        side: an image is enlarged so that its longer side has so many pixels.
 
     Raises:
         ValueError: the file lacks weights of the network.
     """
 
-    def __init__(self, weights: Path, enlarge: int = 2) -> None:
+    def __init__(self, weights: Path, side: int = SIDE) -> None:
         from kornia.feature.aliked import ALIKED  # optional: the extra `aliked`
 
         # a threshold of 0 would keep what is above the mean score; so many are kept as there are maxima
@@ -68,12 +87,12 @@ class Aliked:
         missing = [name for name in missing if not name.startswith("dkd.")]  # the detector's own grid is no weight
         if missing:
             raise ValueError(f"{weights} lacks {missing[0]!r}: it is not aliked-n16.pth of github.com/Shiaoming/ALIKED")
-        self.enlarge = enlarge
+        self.side = side
 
     @torch.no_grad()
     def __call__(self, image: Tensor, mask: Tensor) -> ImageKeyPoints:
         """Key points of an image [H, W, 3] uint8; descriptors [K, 128]."""
-        large, factor = enlarged(image, self.enlarge)
+        large, factor = enlarged(image, self.side)
         found: Any = self.network(large)[0]
         at = (found.keypoints + 0.5) / factor  # kornia's pixel centres are whole numbers
         return _on_mask(at, found.keypoint_scores, found.descriptors, mask)
@@ -90,12 +109,13 @@ def aliked_ready(weights: str) -> bool:
     return bool(weights) and importlib.util.find_spec("kornia") is not None
 
 
-def enlarged(image: Tensor, factor: int) -> tuple[Tensor, int]:
-    """An image [1, 3, H, W] in [0, 1] from uint8 [H, W, 3], `factor` times as large if it is small, and the factor."""
-    pixels = image.permute(2, 0, 1)[None].float() / 255
-    if factor == 1 or max(image.shape[:2]) >= LARGE:
-        return pixels, 1
-    return interpolate(pixels, scale_factor=factor, mode="bicubic").clamp(0, 1), factor
+def enlarged(image: Tensor, side: int) -> tuple[Tensor, float]:
+    """An image [1, 3, H, W] in [0, 1] from uint8 [H, W, 3], its longer side at least `side` pixels, and the factor."""
+    pixels, factor = image.permute(2, 0, 1)[None].float() / 255, side / max(image.shape[:2])
+    if factor <= 1:
+        return pixels, 1.0
+    size = [round(factor * length) for length in image.shape[:2]]
+    return interpolate(pixels, size, mode="bicubic").clamp(0, 1), factor
 
 
 def _on_mask(at: Tensor, scores: Tensor, descriptors: Tensor, mask: Tensor) -> ImageKeyPoints:
