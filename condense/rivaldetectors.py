@@ -42,22 +42,20 @@ class Sift:
         self.side, self.extractor = side, pycolmap.FeatureExtractor.create(options, pycolmap.Device.cpu)
 
     def __call__(self, image: Tensor, mask: Tensor) -> ImageKeyPoints:
-        """Key points of an image [H, W, 3] uint8, scored by contrast; descriptors [K, 128]."""
+        """Key points of an image [H, W, 3] uint8, scored by contrast times scale; descriptors [K, 128]."""
         large, factor = enlarged(image, self.side)
         grey = (large[0] * large.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0).numpy()
         points, found = self.extractor.extract_from_uint8_array((grey * 255).round().astype(np.uint8))
         places = np.array([(p.x, p.y, p.compute_scale()) for p in points]).reshape(-1, 3)
         descriptors = normalize(torch.from_numpy(np.array(found.data)).float().reshape(-1, 128), dim=1)
-        at, strength = (torch.from_numpy(values).float() for values in (places[:, :2] / factor, contrast(grey, places)))
+        # on validation captures the largest are matched best and the strongest found best; this does well in both
+        strength = contrast(grey, places) * places[:, 2]
+        at, strength = (torch.from_numpy(values).float() for values in (places[:, :2] / factor, strength))
         return _on_mask(at, strength, descriptors, mask)
 
 
 def contrast(grey: NDArray[np.float32], places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[K] absolute difference of Gaussians of an image [H, W] at places [K, 3] (x, y, scale), which COLMAP keeps back.
-
-    On the validation captures the strongest key points are found again more often than the largest, which COLMAP
-    keeps where there are too many.
-    """
+    """[K] absolute difference of Gaussians of an image [H, W] at places [K, 3] (x, y, scale)."""
     if not len(places):
         return np.zeros(0)
     level = 3 * np.log2(places[:, 2] / FINEST)
