@@ -83,26 +83,43 @@ def repeatability(a: ImageKeyPoints, b: ImageKeyPoints, surfaces: tuple[Surface,
     return tuple(found / max(1, shared))
 
 
+def pair_matches(a: ImageKeyPoints, b: ImageKeyPoints, surfaces: tuple[Surface, Surface]) -> tuple[Tensor, Tensor]:
+    """Mutual nearest neighbours [M, 2] of two views, and [M] how many pixels off; infinite if not co-visible."""
+    matches = torch.from_numpy(mutual_matches(a.descriptors @ b.descriptors.T))
+    there, both = warp(*surfaces, a.positions[matches[:, 0]])
+    return matches, (there - b.positions[matches[:, 1]]).norm(dim=1).masked_fill(~both, torch.inf)
+
+
 def matching(a: ImageKeyPoints, b: ImageKeyPoints, surfaces: tuple[Surface, Surface]) -> dict[str, float]:
     """Accuracy of mutual nearest neighbours, and right ones per co-visible key point, of two views' key points."""
-    (to_b, in_b), (_, in_a) = warp(*surfaces, a.positions), warp(*surfaces[::-1], b.positions)
-    first, second = torch.from_numpy(mutual_matches(a.descriptors @ b.descriptors.T)).unbind(1)
-    error = (to_b[first] - b.positions[second]).norm(dim=1).masked_fill(~in_b[first], torch.inf)
+    _, error = pair_matches(a, b, surfaces)
     right = {limit: float((error <= limit).sum()) for limit in (1, 3, 5)}
+    shared = sum(int(warp(*way, p.positions)[1].sum()) for p, way in ((a, surfaces), (b, surfaces[::-1])))
     accuracy = {f"matching_accuracy_{limit}px": number / max(1, len(error)) for limit, number in right.items()}
-    return {**accuracy, "matching_score": 2 * right[3] / max(1, int(in_a.sum() + in_b.sum()))}
+    return {**accuracy, "matching_score": 2 * right[3] / max(1, shared)}
+
+
+def scene_matches(image: ImageKeyPoints, scene: KeyPoints, surface: Surface) -> tuple[Tensor, Tensor, Tensor]:
+    """A view's key points and its scene's.
+
+    Returns:
+        [K] the scene's nearest neighbour of each of the view's key points, [K] how many pixels off it shows, and
+        [K] how far the nearest one in the image is; infinite for what something hides.
+    """
+    at, ends, behind = shown(surface, scene.positions)
+    apart = torch.cdist(image.positions, at).masked_fill(~(ends & (behind <= 1)), torch.inf)  # [K, scene's]
+    nearest = (image.descriptors @ scene.descriptors.T).argmax(1)
+    return nearest, apart.gather(1, nearest[:, None])[:, 0], apart.min(1).values
 
 
 def scene_scores(image: ImageKeyPoints, scene: KeyPoints, surface: Surface) -> dict[str, float]:
-    """The metrics of one view's key points and its scene's; a scene's key point is visible if nothing hides it."""
-    at, ends, behind = shown(surface, scene.positions)
-    apart = torch.cdist(image.positions, at).masked_fill(~(ends & (behind <= 1)), torch.inf)  # [K, scene's]
+    """The metrics of one view's key points and its scene's."""
+    _, error, distance = scene_matches(image, scene, surface)
     count = max(1, len(image))
-    nearest = (image.descriptors @ scene.descriptors.T).argmax(1, keepdim=True)
     return {
-        "agreement_2d_3d": float((apart <= NEAR).any(1).sum()) / count,
-        "agreement_2d_3d_1px": float((apart <= 1).any(1).sum()) / count,
-        "image_to_scene_accuracy_3px": float((apart.gather(1, nearest) <= NEAR).sum()) / count,
+        "agreement_2d_3d": float((distance <= NEAR).sum()) / count,
+        "agreement_2d_3d_1px": float((distance <= 1).sum()) / count,
+        "image_to_scene_accuracy_3px": float((error <= NEAR).sum()) / count,
     }
 
 
