@@ -18,6 +18,7 @@ from condense.synthetic.render import Scene
 from condense.synthetic.things import Dice
 from condense.tasks.keypoints import (
     blind_places,
+    capture_scores,
     equal_count,
     keypoint_metrics,
     keypoint_rows,
@@ -250,3 +251,8 @@ def test_the_whole_benchmark(model, tmp_path):
             assert value["n"] == 2 and (name == "bytes_a_scene" or 0 <= value["mean"] <= 1)
     assert len(rows[0]["condense"]["repeatability"]) == 2 and len(rows[0]["sift"]["repeatability"]) == 1
     assert keypoint_rows(paths, [tmp_path / "seed_0"] * 2) == rows
+
+
+def test_a_capture_with_one_view_has_no_row(model):
+    assert capture_scores(toy_links(0, views=1, test=1), [model], {}, 0) == {}
+    assert keypoint_metrics([{}]) == {}

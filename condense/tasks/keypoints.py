@@ -224,8 +224,10 @@ def view_scene_scores(
 
 
 def capture_scores(links: Links, models: Sequence[SparseModel], rivals: Mapping[str, Detector], seed: int) -> Scores:
-    """The metrics of one capture, by every model and rival; `rivals` has "sift"."""
+    """The metrics of one capture, by every model and rival (one is "sift"); {} of a capture with less than two views."""
     what, key = scenery(links), zlib.crc32(links.name.encode())
+    if not what.pairs:
+        return {}
     rng = np.random.default_rng((seed, key))
     found = {name: {look: rival(v.image, v.mask) for look, v in what.views.items()} for name, rival in rivals.items()}
     counts = {look: (equal_count(len(points)), OWN)[: 1 if look[1] else 2] for look, points in found["sift"].items()}
@@ -270,6 +272,7 @@ def keypoint_rows(paths: Sequence[Path], models: Sequence[Path], aliked: str = "
 
 def keypoint_metrics(rows: Sequence[Scores]) -> dict[str, dict[str, dict[str, float | int | None]]]:
     """The metric file of key points, from the rows of all captures: {method: {metric: {mean, ci95, n}}}."""
+    rows = [row for row in rows if row]
     names = {method: list(scores) for row in rows for method, scores in row.items()}
     return {
         method: {metric: interval(np.array([row[method][metric] for row in rows]).T) for metric in metrics}
