@@ -39,6 +39,7 @@ class Sift:
         options.use_gpu, options.num_threads = False, 1
         # a second orientation would put a second key point on the same place
         options.sift.peak_threshold, options.sift.upright, options.sift.max_num_orientations = peak, upright, 1
+        pycolmap.logging.minloglevel = 1  # it would announce, with the time of day, that it is SIFT on a CPU
         self.side, self.extractor = side, pycolmap.FeatureExtractor.create(options, pycolmap.Device.cpu)
 
     def __call__(self, image: Tensor, mask: Tensor) -> ImageKeyPoints:

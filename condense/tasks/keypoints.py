@@ -224,7 +224,7 @@ def view_scene_scores(
 
 
 def capture_scores(links: Links, models: Sequence[SparseModel], rivals: Mapping[str, Detector], seed: int) -> Scores:
-    """The metrics of one capture, by every model and rival (one is "sift"); {} of a capture with less than two views."""
+    """The metrics of one capture, by every model and rival (one is "sift"); {} with less than two views."""
     what, key = scenery(links), zlib.crc32(links.name.encode())
     if not what.pairs:
         return {}
@@ -274,6 +274,7 @@ def keypoint_metrics(rows: Sequence[Scores]) -> dict[str, dict[str, dict[str, fl
     """The metric file of key points, from the rows of all captures: {method: {metric: {mean, ci95, n}}}."""
     rows = [row for row in rows if row]
     names = {method: list(scores) for row in rows for method, scores in row.items()}
+    names = {"condense": names.pop("condense"), **names} if "condense" in names else names  # whom it is about
     return {
         method: {metric: interval(np.array([row[method][metric] for row in rows]).T) for metric in metrics}
         for method, metrics in names.items()
