@@ -183,6 +183,7 @@ def move_something(dice: Dice, room: Room) -> str:
                 T = solid.rotation((0, 0, 1), turn, (box[0], box[1], 0))
                 T[:2, 3] += (x - box[0], y - box[1])
                 room.parts = [carried(part, T) if part.instance == instance else part for part in room.parts]
+                room.taken.append((x, y, half_x, half_y))
                 return f"the {_name(room, instance)} stands elsewhere"
         room.taken.append(box)
     return ""
