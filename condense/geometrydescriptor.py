@@ -68,6 +68,6 @@ def shape_keypoints(scene: VoxelScene, count: int = 256) -> KeyPoints:
     normals = voxel_normals(scene)
     histograms = fpfh(scene.coords.double().numpy(), normals.double().numpy())
     roots = torch.from_numpy(np.sqrt(histograms / 3)).float()  # [N, 33] unit length
-    score = (roots - roots.mean(0)).norm(dim=1).clamp(0, 1)
+    score = (roots - roots.mean(0)).norm(dim=1).clamp(0, 1) * roots.any(dim=1)
     kept = spread_maxima(scene.centres, score, count)
     return KeyPoints(scene.centres[kept], normals[kept], score[kept], roots[kept], scene.colour[kept])
