@@ -1,9 +1,7 @@
 """Which scenes of a repository are the same one? Re-captured, recoloured, turned, cropped, or overlapping in part.
 
 A method shortlists each scene's nearest others by one vector a scene; only those pairs are compared in full: key points
-are matched, the scenes aligned rigidly, and the alignment judged by what is where. A twin matches nearly everywhere, so
-what tells is not how much agrees but whether anything speaks against: a voxel of the one, well inside what the other
-covers, with nothing near it there, and most of all many such voxels in one place.
+are matched, the scenes laid over each other, and the alignment judged by what is where (`alignment`).
 
 - `condense`: key points of the scene model.
 - `fpfh`: key points described by shape alone (`geometrydescriptor`); all else as `condense`.
@@ -15,22 +13,20 @@ covers, with nothing near it there, and most of all many such voxels in one plac
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import label
-from scipy.spatial import ConvexHull, cKDTree
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from condense.alignment import Shape, align
 from condense.geometrydescriptor import shape_keypoints
 from condense.keypoints import KeyPoints
 from condense.links import Links, load_links
-from condense.poses import mutual_matches, rotation_error_deg, scene_pose
 from condense.ranking import pool
 from condense.sparse import condense_scene, load_sparse
 from condense.tasks.descriptors import shape_histogram
@@ -41,8 +37,8 @@ Array = NDArray[np.float64]
 POSITIVE = ("again", "recoloured", "rotated", "cropped", "overlap")
 POINTS = 256  # key points a scene
 SHORTLIST = 12  # others that a scene is compared with in full
-NEAR = 1.5  # voxels within which a voxel counts as found in the other scene
-STEPS = 8  # of ICP
+# Weights of the evidence of an alignment, and the bias: logistic regression on variants of validation captures.
+DECISION = {"condense": (1.0, 1.0, -5.0, -0.5, 1.0, 0.5, 1.0, 0.0), "fpfh": (1.0, 1.0, -5.0, -0.5, 1.0, 0.5, 1.0, 0.0)}
 
 
 @dataclass(frozen=True)
@@ -111,127 +107,71 @@ def _derived_item(again: Item, kind: str, derived: Derived, lifted: Tensor) -> I
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What comparing a scene in full needs of it.
+class Found:
+    """What a method found among N scenes.
 
     Args:
-        points: its key points.
-        centres: [N, 3] its voxels' centres, world.
-        coords: [N, 3] their places in the grid.
-        voxel: edge of a voxel.
-        tree: over the centres.
-        facets: [F, 4] of the centres' convex hull: n . x + d <= 0 inside.
+        score: [N, N] symmetric, higher for pairs more likely to be one; -inf where a pair was not compared, or could
+            not be laid over each other.
+        compared: pairs that were compared in full.
+        poses: T_b_from_a [4, 4] of those that were laid over each other, by (a, b), a < b.
     """
 
-    points: KeyPoints
-    centres: Array
-    coords: NDArray[np.int64]
-    voxel: float
-    tree: cKDTree
-    facets: Array
-
-    @staticmethod
-    def of(scene: VoxelScene, points: KeyPoints) -> Shape:
-        """The shape of a scene with these key points."""
-        centres = scene.centres.double().numpy()
-        facets = ConvexHull(centres, qhull_options="QJ").equations  # joggled: a flat scene has a hull as well
-        return Shape(points, centres, scene.coords.long().numpy(), scene.grid.voxel_size, cKDTree(centres), facets)
-
-    @property
-    def size(self) -> float:
-        """The diagonal of the box around the centres."""
-        return float(np.linalg.norm(np.ptp(self.centres, axis=0)))
+    score: Array
+    compared: int
+    poses: dict[tuple[int, int], Array]
 
 
-@dataclass(frozen=True)
-class Aligned:
-    """Two scenes laid over each other.
+def by_vectors(vectors: Tensor) -> Found:
+    """Pairs of scenes by the cosine of their vectors [N, D] alone."""
+    unit = normalize(vectors.double(), dim=1)
+    return Found((unit @ unit.T).numpy(), 0, {})
+
+
+def shortlisted(vectors: Tensor, count: int = SHORTLIST) -> list[tuple[int, int]]:
+    """The pairs (a, b), a < b, of which one is among the `count` nearest of the other, by cosine."""
+    similarity = by_vectors(vectors).score
+    np.fill_diagonal(similarity, -np.inf)
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : min(count, len(vectors) - 1)]
+    return sorted({(min(a, int(b)), max(a, int(b))) for a, row in enumerate(nearest) for b in row})
+
+
+def by_alignment(scenes: Sequence[VoxelScene], points: Sequence[KeyPoints], weights: Sequence[float]) -> Found:
+    """Pairs of shortlisted scenes, by the evidence of their alignment.
 
     Args:
-        T_b_from_a: [4, 4] rigid.
-        evidence: [7] what tells whether they are the same, see `evidence`.
+        scenes: N of them.
+        points: their key points.
+        weights: of the pieces of evidence, and the bias: the score is the log odds of being one.
     """
-
-    T_b_from_a: Array
-    evidence: Array
-
-
-def align(a: Shape, b: Shape, max_error: float = 0.04, seed: int = 0) -> Aligned | None:
-    """Lays scene `a` over `b` by mutual matches of their key points, then by ICP on their voxels.
-
-    Args:
-        a: a scene.
-        b: another.
-        max_error: distance of an inlier, as a share of the smaller scene's size.
-        seed: of RANSAC.
-
-    Returns:
-        None where no rigid motion explains three matches.
-    """
-    cosine = a.points.descriptors @ b.points.descriptors.T
-    matches = mutual_matches(cosine)
-    ends = a.points.positions.numpy()[matches[:, 0]], b.points.positions.numpy()[matches[:, 1]]
-    found = scene_pose(*ends, max_error * min(a.size, b.size), seed)
-    if found is None:
-        return None
-    T = refined(a, b, found.T_b_from_a)
-    return Aligned(T, evidence(a, b, T, found.inliers))
+    shapes = [Shape.of(scene, some) for scene, some in zip(scenes, points, strict=True)]
+    pairs = shortlisted(torch.cat([pool(some.descriptors, some.scores, 1) for some in points]))
+    score = np.full((len(scenes), len(scenes)), -np.inf)
+    poses = {}
+    for a, b in pairs:
+        aligned = align(shapes[a], shapes[b])
+        if aligned is not None:
+            poses[a, b] = aligned.T_b_from_a
+            score[a, b] = score[b, a] = aligned.evidence @ weights[:-1] + weights[-1]
+    return Found(score, len(pairs), poses)
 
 
-def refined(a: Shape, b: Shape, T: Array) -> Array:
-    """T_b_from_a after STEPS of ICP (Besl and McKay 1992) on the voxels within an ever smaller distance of each other."""
-    for reach in np.linspace(3, NEAR, STEPS) * max(a.voxel, b.voxel):
-        moved = carry(T, a.centres)
-        distance, nearest = b.tree.query(moved, distance_upper_bound=reach)
-        near = np.isfinite(distance)
-        if near.sum() < 3:
-            return T
-        T = _rigid(moved[near], b.centres[nearest[near]]) @ T
-    return T
+def found_by_model(folder: Path, links: Sequence[Path], variants: Sequence[Path]) -> dict[str, Found]:
+    """`condense` and `pooled` by the scene model in `folder`. One job of `parallel_map`."""
+    model, items = load_sparse(folder), benchmark_items(links, variants)
+    points = [condense_scene(model, item.scene, POINTS) for item in items]
+    vectors = torch.cat([pool(some.descriptors, some.scores, 1) for some in points])
+    scenes = [item.scene for item in items]
+    return {"condense": by_alignment(scenes, points, DECISION["condense"]), "pooled": by_vectors(vectors)}
 
 
-def carry(T: Array, points: Array) -> Array:
-    """Points [N, 3] through T [4, 4]."""
-    return points @ T[:3, :3].T + T[:3, 3]
-
-
-def _rigid(a: Array, b: Array) -> Array:
-    """[4, 4] the rigid motion nearest to carrying a [M, 3] onto b (Kabsch 1976)."""
-    middle_a, middle_b = a.mean(0), b.mean(0)
-    u, _, vt = np.linalg.svd((a - middle_a).T @ (b - middle_b))
-    R = vt.T @ np.diag([1, 1, np.sign(np.linalg.det(vt.T @ u.T))]) @ u.T
-    T = np.eye(4)
-    T[:3, :3], T[:3, 3] = R, middle_b - R @ middle_a
-    return T
-
-
-def evidence(a: Shape, b: Shape, T: Array, inliers: NDArray[np.bool_]) -> Array:
-    """[7] what speaks for and against two scenes, laid over each other by T_b_from_a, being one.
-
-    - the smaller and the larger share of a scene's voxels that are found in the other (within NEAR voxels);
-    - the larger share, of a scene's voxels inside the other's convex hull, that are not found there: what one scene has
-      where the other looked, and saw nothing;
-    - the log of the largest number of those that touch;
-    - the share of matches that are inliers, and the log of their number;
-    - the mean cosine of key points that come to lie together.
-    """
-    reach = NEAR * max(a.voxel, b.voxel)
-    sides = [_unfound(a, b, T, reach), _unfound(b, a, np.linalg.inv(T), reach)]
-    shares = sorted(1 - missing.mean() for missing, _, _ in sides)
-    against = max((missing & inside).sum() / max(inside.sum(), 1) for missing, inside, _ in sides)
-    piece = max(piece for _, _, piece in sides)
-    distance, nearest = cKDTree(b.points.positions.numpy()).query(carry(T, a.points.positions.numpy()))
-    met = distance <= 2 * reach
-    cosine = (a.points.descriptors * b.points.descriptors[nearest]).sum(1).numpy()[met].mean() if met.any() else 0.0
-    return np.array([*shares, against, np.log1p(piece), inliers.mean(), np.log1p(inliers.sum()), cosine])
-
-
-def _unfound(a: Shape, b: Shape, T: Array, reach: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:
-    """Which voxels [N] of `a` have none of `b` near, which lie within its hull, and the largest piece of both at once."""
-    moved = carry(T, a.centres)
-    missing = np.isinf(b.tree.query(moved, distance_upper_bound=reach)[0])
-    inside = (moved @ b.facets[:, :3].T + b.facets[:, 3] <= 0).all(1)
-    volume = np.zeros(a.coords.max(0) + 1, dtype=bool)
-    volume[tuple(a.coords[missing & inside].T)] = True
-    pieces, count = label(volume, np.ones((3, 3, 3)))
-    return missing, inside, int(np.bincount(pieces.ravel())[1:].max()) if count else 0
+def found_without_model(links: Sequence[Path], variants: Sequence[Path]) -> dict[str, Found]:
+    """`fpfh`, `pooled_teacher` and `shape_histogram`. One job of `parallel_map`."""
+    items = benchmark_items(links, variants)
+    scenes = [item.scene for item in items]
+    shapes = torch.from_numpy(np.stack([shape_histogram(scene) for scene in scenes]))
+    return {
+        "fpfh": by_alignment(scenes, [shape_keypoints(scene, POINTS) for scene in scenes], DECISION["fpfh"]),
+        "pooled_teacher": by_vectors(torch.stack([item.teacher for item in items])),
+        "shape_histogram": by_vectors(shapes),
+    }

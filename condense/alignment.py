@@ -1,0 +1,150 @@
+"""Laying one scene over another, and what then speaks for and against their being the same one.
+
+A near-duplicate agrees with a scene nearly everywhere, so what tells is not how much agrees but whether anything speaks
+against: a voxel of the one, well inside what the other covers, with nothing near it there, and most of all many such
+voxels in one place. Colours are not compared: the light may be another. Not differentiable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import label
+from scipy.spatial import ConvexHull, cKDTree
+
+from condense.keypoints import KeyPoints
+from condense.poses import mutual_matches, scene_pose
+from condense.voxels import VoxelScene
+
+Array = NDArray[np.float64]
+NEAR = 1.5  # voxels within which a voxel counts as found in the other scene
+STEPS = 8  # of ICP
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What comparing a scene in full needs of it.
+
+    Args:
+        points: its key points.
+        centres: [N, 3] its voxels' centres, world.
+        coords: [N, 3] their places in the grid.
+        voxel: edge of a voxel.
+        tree: over the centres.
+        facets: [F, 4] of the centres' convex hull: n . x + d <= 0 inside.
+    """
+
+    points: KeyPoints
+    centres: Array
+    coords: NDArray[np.int64]
+    voxel: float
+    tree: cKDTree
+    facets: Array
+
+    @staticmethod
+    def of(scene: VoxelScene, points: KeyPoints) -> Shape:
+        """The shape of a scene with these key points."""
+        centres = scene.centres.double().numpy()
+        facets = ConvexHull(centres, qhull_options="QJ").equations  # joggled: a flat scene has a hull as well
+        return Shape(points, centres, scene.coords.long().numpy(), scene.grid.voxel_size, cKDTree(centres), facets)
+
+    @property
+    def size(self) -> float:
+        """The diagonal of the box around the centres."""
+        return float(np.linalg.norm(np.ptp(self.centres, axis=0)))
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Two scenes laid over each other.
+
+    Args:
+        T_b_from_a: [4, 4] rigid.
+        evidence: [7] what tells whether they are the same, see `evidence`.
+    """
+
+    T_b_from_a: Array
+    evidence: Array
+
+
+def align(a: Shape, b: Shape, max_error: float = 0.04, seed: int = 0) -> Aligned | None:
+    """Lays scene `a` over `b` by mutual matches of their key points, then by ICP on their voxels.
+
+    Args:
+        a: a scene.
+        b: another.
+        max_error: distance of an inlier, as a share of the smaller scene's size.
+        seed: of RANSAC.
+
+    Returns:
+        None where no rigid motion explains three matches.
+    """
+    cosine = a.points.descriptors @ b.points.descriptors.T
+    matches = mutual_matches(cosine)
+    ends = a.points.positions.numpy()[matches[:, 0]], b.points.positions.numpy()[matches[:, 1]]
+    found = scene_pose(*ends, max_error * min(a.size, b.size), seed)
+    if found is None:
+        return None
+    T = refined(a, b, found.T_b_from_a)
+    return Aligned(T, evidence(a, b, T, found.inliers))
+
+
+def refined(a: Shape, b: Shape, T: Array) -> Array:
+    """T_b_from_a after STEPS of ICP (Besl and McKay 1992), on voxels within an ever smaller distance of each other."""
+    for reach in np.linspace(3, NEAR, STEPS) * max(a.voxel, b.voxel):
+        moved = carry(T, a.centres)
+        distance, nearest = b.tree.query(moved, distance_upper_bound=reach)
+        near = np.isfinite(distance)
+        if near.sum() < 3:
+            return T
+        T = _rigid(moved[near], b.centres[nearest[near]]) @ T
+    return T
+
+
+def carry(T: Array, points: Array) -> Array:
+    """Points [N, 3] through T [4, 4]."""
+    return points @ T[:3, :3].T + T[:3, 3]
+
+
+def _rigid(a: Array, b: Array) -> Array:
+    """[4, 4] the rigid motion nearest to carrying a [M, 3] onto b (Kabsch 1976)."""
+    middle_a, middle_b = a.mean(0), b.mean(0)
+    u, _, vt = np.linalg.svd((a - middle_a).T @ (b - middle_b))
+    R = vt.T @ np.diag([1, 1, np.sign(np.linalg.det(vt.T @ u.T))]) @ u.T
+    T = np.eye(4)
+    T[:3, :3], T[:3, 3] = R, middle_b - R @ middle_a
+    return T
+
+
+def evidence(a: Shape, b: Shape, T: Array, inliers: NDArray[np.bool_]) -> Array:
+    """[7] what speaks for and against two scenes, laid over each other by T_b_from_a, being one.
+
+    - the smaller and the larger share of a scene's voxels that are found in the other (within NEAR voxels);
+    - the larger share, of a scene's voxels inside the other's convex hull, that are not found there: what one scene has
+      where the other looked, and saw nothing;
+    - the log of the largest number of those that touch;
+    - the share of matches that are inliers, and the log of their number;
+    - the mean cosine of key points that come to lie together.
+    """
+    reach = NEAR * max(a.voxel, b.voxel)
+    sides = [_unfound(a, b, T, reach), _unfound(b, a, np.asarray(np.linalg.inv(T), dtype=float), reach)]
+    shares = sorted(1 - missing.mean() for missing, _, _ in sides)
+    against = max((missing & inside).sum() / max(inside.sum(), 1) for missing, inside, _ in sides)
+    piece = max(piece for _, _, piece in sides)
+    distance, nearest = cKDTree(b.points.positions.numpy()).query(carry(T, a.points.positions.numpy()))
+    met = distance <= 2 * reach
+    cosine = (a.points.descriptors * b.points.descriptors[nearest]).sum(1).numpy()[met].mean() if met.any() else 0.0
+    return np.array([*shares, against, np.log1p(piece), inliers.mean(), np.log1p(inliers.sum()), cosine])
+
+
+def _unfound(a: Shape, b: Shape, T: Array, reach: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:
+    """Which voxels [N] of `a` have none of `b` near, which lie in its hull, and the largest piece of both at once."""
+    moved = carry(T, a.centres)
+    missing = np.isinf(b.tree.query(moved, distance_upper_bound=reach)[0])
+    inside = np.all(moved @ b.facets[:, :3].T + b.facets[:, 3] <= 0, axis=1)
+    volume = np.zeros(a.coords.max(0) + 1, dtype=bool)
+    volume[tuple(a.coords[missing & inside].T)] = True
+    pieces, count = label(volume, np.ones((3, 3, 3)))
+    return missing, inside, int(np.bincount(pieces.ravel())[1:].max()) if count else 0
