@@ -148,3 +148,9 @@ def _unfound(a: Shape, b: Shape, T: Array, reach: float) -> tuple[NDArray[np.boo
     volume[tuple(a.coords[missing & inside].T)] = True
     pieces, count = label(volume, np.ones((3, 3, 3)))
     return missing, inside, int(np.bincount(pieces.ravel())[1:].max()) if count else 0
+
+
+def unfound(a: VoxelScene, b: VoxelScene, T_b_from_a: Array) -> NDArray[np.bool_]:
+    """[N] bool: the voxels of `a` that have none of `b` within NEAR voxels."""
+    moved, other = carry(T_b_from_a, a.centres.double().numpy()), cKDTree(b.centres.double().numpy())
+    return np.isinf(other.query(moved, distance_upper_bound=NEAR * max(a.grid.voxel_size, b.grid.voxel_size))[0])

@@ -76,6 +76,15 @@ def precision_recall(score: NDArray[np.float64], kinds: NDArray[np.int64]) -> tu
     return recall[hit >= 0], precision[hit >= 0]
 
 
+def examples(found: Found, kinds: NDArray[np.int64], count: int = 4) -> list[tuple[int, int]]:
+    """Pairs to look at: `count` duplicates from the surest to the least sure, and as many surest pairs of two scenes."""
+    hit, pairs = _sorted(found.score, kinds)
+    laid = np.array([(int(a), int(b)) in found.poses for a, b in pairs], dtype=bool)
+    right, wrong = pairs[laid & (hit >= 0)], pairs[laid & (hit == NEGATIVE)][:count]
+    spread = np.linspace(0, len(right) - 1, min(count, len(right))).round().astype(int)
+    return [(int(a), int(b)) for a, b in np.concatenate([right[spread], wrong])]
+
+
 def _sorted(score: NDArray[np.float64], kinds: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Kinds [P] of the pairs that count, highest score first, and the pairs [P, 2]."""
     pairs = np.argwhere(np.triu(kinds != IGNORED, 1))
