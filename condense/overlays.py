@@ -30,7 +30,7 @@ def laid_over(pairs: Sequence[tuple[str, VoxelScene, VoxelScene, Array]], column
     for axis, (title, a, b, T) in zip(axes.flat, pairs, strict=False):
         points = np.concatenate([b.centres.double().numpy(), carry(T, a.centres.double().numpy())])
         kind = np.repeat([0, 1], [len(b), len(a)])
-        kind[np.concatenate([unfound(b, a, np.linalg.inv(T)), unfound(a, b, T)])] = 2
+        kind[np.concatenate([unfound(b, a, np.asarray(np.linalg.inv(T), dtype=float)), unfound(a, b, T)])] = 2
         place, order = seen_obliquely(points)
         dot = (130 * b.grid.voxel_size / max(np.ptp(place, axis=0).max(), 1e-9)) ** 2  # points squared: about a voxel
         depth = np.linspace(0.7, 1, len(order))[:, None]  # far voxels are darker

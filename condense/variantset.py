@@ -29,7 +29,9 @@ from condense.synthetic.variants import VARIANTS, write_variant
 from condense.voxels import Turn, VoxelScene, batch_scenes, cell_means
 
 
-def base_captures(captures: Sequence[Capture], per_class: int, rooms: int, split: str = "test") -> list[Capture]:
+def base_captures(
+    captures: Sequence[Capture], per_class: int, rooms: int, classes: int = 0, split: str = "test"
+) -> list[Capture]:
     """The first instances of a split that get variants: so many of each class of objects, held-out classes included.
 
     Captures that are not built in (whose meta has no seed) have none.
@@ -38,6 +40,7 @@ def base_captures(captures: Sequence[Capture], per_class: int, rooms: int, split
         captures: to choose from.
         per_class: objects of each class.
         rooms: how many.
+        classes: of objects, the first so many; 0 takes all.
         split: of the instances.
     """
     taken: Counter[str] = Counter()
@@ -46,8 +49,9 @@ def base_captures(captures: Sequence[Capture], per_class: int, rooms: int, split
         if "seed" in capture.meta and capture.meta["split"] == split:
             room = capture.meta["kind"] == "room"
             kind = "room" if room else capture.meta["class"]
-            taken[kind] += 1
-            if taken[kind] <= (rooms if room else per_class):
+            known = kind in taken or room or not classes or len(set(taken) - {"room"}) < classes
+            if known and taken[kind] < (rooms if room else per_class):
+                taken[kind] += 1
                 chosen.append(capture)
     return chosen
 

@@ -1,18 +1,20 @@
 import dataclasses
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from toys import tiny_teacher, toy_links, toy_scene
 
-from condense.alignment import Shape, align, carry, evidence
+from condense.alignment import Shape, align, carry, evidence, unfound
 from condense.geometrydescriptor import BINS, fpfh, shape_keypoints
 from condense.keypoints import KeyPoints
 from condense.links import save_links
 from condense.model import new_model
+from condense.overlays import laid_over
 from condense.sparse import SparseModel, save_sparse
 from condense.synthetic.primitives import rotation
-from condense.tasks.duplicatemetrics import IGNORED, NEGATIVE, duplicate_metrics, pair_kinds, precision_recall
+from condense.tasks.duplicatemetrics import IGNORED, NEGATIVE, duplicate_metrics, examples, pair_kinds, precision_recall
 from condense.tasks.duplicates import POSITIVE, Found, Item, benchmark_items, by_vectors, found_by_model, shortlisted
 from condense.variantset import cropped, rotated
 from condense.voxels import VoxelScene
@@ -205,3 +207,15 @@ def test_a_model_finds_a_repeated_capture_from_files(tmp_path):
     row = duplicate_metrics({name: [one] for name, one in found.items()}, items)["condense"]
     assert row["again_above_twin"]["mean"] == 1
     assert row["average_precision_again"]["mean"] >= 0.5  # the twin is another capture here, which is found as well
+
+
+def test_pairs_to_look_at_and_their_picture():
+    found = ordered((0, 1), (0, 2), (0, 3), (1, 3))
+    assert examples(found, pair_kinds(ITEMS), 2) == [(0, 1), (1, 3), (0, 2)]
+    scene = lump()
+    half = VoxelScene(scene.coords[:300], scene.density[:300], scene.colour[:300], scene.grid)
+    assert unfound(half, scene, np.eye(4)).sum() == 0 < unfound(scene, half, np.eye(4)).sum()
+    figure = laid_over([("one", scene, half, np.eye(4))], columns=2)
+    colours = figure.axes[0].collections[0].get_facecolors()
+    assert ((colours[:, 0] > 2 * colours[:, 2]).sum()) == unfound(scene, half, np.eye(4)).sum()  # red
+    plt.close(figure)

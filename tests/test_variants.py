@@ -128,7 +128,8 @@ def test_bases_are_the_first_built_in_ones_of_a_split(chairs):
     ]
     strange = dataclasses.replace(capture, name="photo", meta={})
     assert [c.name for c in base_captures([strange, *many], per_class=1, rooms=1)] == ["0", "1", "2"]
-    assert base_captures(many, 1, 1, "val") == [] and base_captures([strange], 1, 1) == []
+    assert [c.name for c in base_captures(many, per_class=2, rooms=0, classes=1)] == ["0"]
+    assert base_captures(many, 1, 1, split="val") == [] and base_captures([strange], 1, 1) == []
 
 
 def test_variants_are_fitted_linked_and_not_made_twice(chairs, tmp_path):

@@ -77,7 +77,7 @@ def precision_recall(score: NDArray[np.float64], kinds: NDArray[np.int64]) -> tu
 
 
 def examples(found: Found, kinds: NDArray[np.int64], count: int = 4) -> list[tuple[int, int]]:
-    """Pairs to look at: `count` duplicates from the surest to the least sure, and as many surest pairs of two scenes."""
+    """Pairs to look at: `count` duplicates from the surest to the least sure, and the surest pairs of two scenes."""
     hit, pairs = _sorted(found.score, kinds)
     laid = np.array([(int(a), int(b)) in found.poses for a, b in pairs], dtype=bool)
     right, wrong = pairs[laid & (hit >= 0)], pairs[laid & (hit == NEGATIVE)][:count]
