@@ -136,7 +136,7 @@ def test_alignment_is_none_without_matches():
 
 
 def item(base, kind, seed=0):
-    return Item(f"{base}_{kind}", base, kind, "ball", toy_scene(seed), np.eye(4), torch.ones(2))
+    return Item(f"{base}_{kind}", base, kind, toy_scene(seed), np.eye(4), torch.ones(2))
 
 
 ITEMS = [item("x", kind) for kind in ("original", "again", "twin", "recoloured", "part_a", "part_b")]

@@ -49,7 +49,6 @@ class Item:
         name: unique.
         base: the capture it stems from.
         kind: "original", "again", "twin", "part_a", "part_b", or a derived kind of POSITIVE.
-        group: the class of the capture.
         scene: its voxels.
         T_from_base: [4, 4] T_item_from_base, world to world.
         teacher: [D] mean of the frozen network's features on its voxels.
@@ -58,7 +57,6 @@ class Item:
     name: str
     base: str
     kind: str
-    group: str
     scene: VoxelScene
     T_from_base: Array
     teacher: Tensor
