@@ -79,15 +79,7 @@ def _item(links: Links) -> Item:
     meta = links.meta
     T = np.array(meta.get("T_variant_from_original", np.eye(4)))
     kind, base = meta.get("variant", "original"), meta.get("base", links.name)
-    return Item(
-        links.name,
-        base,
-        kind,
-        meta["class"] if meta["kind"] == "object" else "room",
-        links.scene,
-        T,
-        links.lifted.mean(0),
-    )
+    return Item(links.name, base, kind, links.scene, T, links.lifted.mean(0))
 
 
 def _derived_items(again: Item, links: Links, seed: int) -> list[Item]:
