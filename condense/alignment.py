@@ -20,7 +20,11 @@ from condense.voxels import VoxelScene
 
 Array = NDArray[np.float64]
 NEAR = 1.5  # voxels within which a voxel counts as found in the other scene
-STEPS = 8  # of ICP
+STARTS = 6  # of RANSAC, with other draws each
+TRIALS = 200  # of each of them
+BEST = 3  # of what they find is refined
+STEPS = 10  # of ICP
+SAMPLE = 400  # voxels that ICP moves
 
 
 @dataclass(frozen=True)
@@ -69,32 +73,48 @@ class Aligned:
     evidence: Array
 
 
-def align(a: Shape, b: Shape, max_error: float = 0.04, seed: int = 0) -> Aligned | None:
+def align(a: Shape, b: Shape, max_error: float = 0.04) -> Aligned | None:
     """Lays scene `a` over `b` by mutual matches of their key points, then by ICP on their voxels.
+
+    A single RANSAC often ends with what fits most matches and few voxels: from some short ones, those are refined that
+    lay the most key points on the other scene, and the one that then lays the most voxels there is kept.
 
     Args:
         a: a scene.
         b: another.
         max_error: distance of an inlier, as a share of the smaller scene's size.
-        seed: of RANSAC.
 
     Returns:
         None where no rigid motion explains three matches.
     """
-    cosine = a.points.descriptors @ b.points.descriptors.T
-    matches = mutual_matches(cosine)
+    matches = mutual_matches(a.points.descriptors @ b.points.descriptors.T)
     ends = a.points.positions.numpy()[matches[:, 0]], b.points.positions.numpy()[matches[:, 1]]
-    found = scene_pose(*ends, max_error * min(a.size, b.size), seed)
-    if found is None:
+    radius = max_error * min(a.size, b.size)
+    starts = [scene_pose(*ends, radius, seed, trials=TRIALS) for seed in range(STARTS)]
+    poses = [start.T_b_from_a for start in starts if start is not None]
+    if not poses:
         return None
-    T = refined(a, b, found.T_b_from_a)
-    return Aligned(T, evidence(a, b, T, found.inliers))
+    corners = [np.asarray(shape.points.positions.double()) for shape in (a, b)]
+    first = sorted(poses, key=lambda T: -_agreement(a, b, T, *corners))[:BEST]
+    thinned = [shape.centres[:: max(1, len(shape.centres) // SAMPLE)] for shape in (a, b)]
+    T = max((refined(a, b, start) for start in first), key=lambda T: _agreement(a, b, T, *thinned))
+    inliers = np.linalg.norm(carry(T, np.asarray(ends[0], dtype=float)) - ends[1], axis=1) <= radius
+    return Aligned(T, evidence(a, b, T, inliers))
+
+
+def _agreement(a: Shape, b: Shape, T: Array, from_a: Array, from_b: Array) -> float:
+    """How many of some points of either scene, as shares added up, lie near a voxel of the other under T_b_from_a."""
+    reach = NEAR * max(a.voxel, b.voxel)
+    there = b.tree.query(carry(T, from_a), distance_upper_bound=reach)[0]
+    back = a.tree.query(carry(np.asarray(np.linalg.inv(T)), from_b), distance_upper_bound=reach)[0]
+    return float(np.isfinite(there).mean() + np.isfinite(back).mean())
 
 
 def refined(a: Shape, b: Shape, T: Array) -> Array:
     """T_b_from_a after STEPS of ICP (Besl and McKay 1992), on voxels within an ever smaller distance of each other."""
-    for reach in np.linspace(3, NEAR, STEPS) * max(a.voxel, b.voxel):
-        moved = carry(T, a.centres)
+    points = a.centres[:: max(1, len(a.centres) // SAMPLE)]
+    for reach in np.linspace(5, NEAR, STEPS) * max(a.voxel, b.voxel):
+        moved = carry(T, points)
         distance, nearest = b.tree.query(moved, distance_upper_bound=reach)
         near = np.isfinite(distance)
         if near.sum() < 3:
