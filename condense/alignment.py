@@ -35,6 +35,7 @@ class Shape:
         points: its key points.
         centres: [N, 3] its voxels' centres, world.
         coords: [N, 3] their places in the grid.
+        colours: [N, 3] RGB in [0, 1].
         voxel: edge of a voxel.
         tree: over the centres.
         facets: [F, 4] of the centres' convex hull: n . x + d <= 0 inside.
@@ -43,6 +44,7 @@ class Shape:
     points: KeyPoints
     centres: Array
     coords: NDArray[np.int64]
+    colours: Array
     voxel: float
     tree: cKDTree
     facets: Array
@@ -52,7 +54,8 @@ class Shape:
         """The shape of a scene with these key points."""
         centres = scene.centres.double().numpy()
         facets = ConvexHull(centres, qhull_options="QJ").equations  # joggled: a flat scene has a hull as well
-        return Shape(points, centres, scene.coords.long().numpy(), scene.grid.voxel_size, cKDTree(centres), facets)
+        coords, colours = scene.coords.long().numpy(), scene.colour.double().numpy()
+        return Shape(points, centres, coords, colours, scene.grid.voxel_size, cKDTree(centres), facets)
 
     @property
     def size(self) -> float:
@@ -98,8 +101,8 @@ def align(a: Shape, b: Shape, max_error: float = 0.04) -> Aligned | None:
     first = sorted(poses, key=lambda T: -_agreement(a, b, T, *corners))[:BEST]
     thinned = [shape.centres[:: max(1, len(shape.centres) // SAMPLE)] for shape in (a, b)]
     T = max((refined(a, b, start) for start in first), key=lambda T: _agreement(a, b, T, *thinned))
-    inliers = np.linalg.norm(carry(T, np.asarray(ends[0], dtype=float)) - ends[1], axis=1) <= radius
-    return Aligned(T, evidence(a, b, T, inliers))
+    agreeing = np.linalg.norm(carry(T, np.asarray(ends[0], dtype=float)) - ends[1], axis=1) <= radius
+    return Aligned(T, evidence(a, b, T, int(agreeing.sum())))
 
 
 def _agreement(a: Shape, b: Shape, T: Array, from_a: Array, from_b: Array) -> float:
@@ -138,25 +141,38 @@ def _rigid(a: Array, b: Array) -> Array:
     return T
 
 
-def evidence(a: Shape, b: Shape, T: Array, inliers: NDArray[np.bool_]) -> Array:
+def evidence(a: Shape, b: Shape, T: Array, inliers: int) -> Array:
     """[7] what speaks for and against two scenes, laid over each other by T_b_from_a, being one.
 
     - the smaller and the larger share of a scene's voxels that are found in the other (within NEAR voxels);
-    - the larger share, of a scene's voxels inside the other's convex hull, that are not found there: what one scene has
-      where the other looked, and saw nothing;
-    - the log of the largest number of those that touch;
-    - the share of matches that are inliers, and the log of their number;
-    - the mean cosine of key points that come to lie together.
+    - of a scene's voxels inside the other's convex hull, the share not found there, what one scene has where the other
+      looked and saw nothing: the log of the larger share, plus 0.01;
+    - the log of the largest number of those that touch, plus 1;
+    - the log of the number of matches that agree with the pose, plus 1;
+    - the mean cosine of key points that come to lie together;
+    - how far the colours that lie together are from being an affine map of each other, the worse way round (RMS): light
+      and recolouring change all colours alike, other materials do not.
     """
-    reach = NEAR * max(a.voxel, b.voxel)
-    sides = [_unfound(a, b, T, reach), _unfound(b, a, np.asarray(np.linalg.inv(T), dtype=float), reach)]
+    reach, back = NEAR * max(a.voxel, b.voxel), np.asarray(np.linalg.inv(T))
+    sides = [_unfound(a, b, T, reach), _unfound(b, a, back, reach)]
     shares = sorted(1 - missing.mean() for missing, _, _ in sides)
     against = max((missing & inside).sum() / max(inside.sum(), 1) for missing, inside, _ in sides)
     piece = max(piece for _, _, piece in sides)
     distance, nearest = cKDTree(b.points.positions.numpy()).query(carry(T, a.points.positions.numpy()))
     met = distance <= 2 * reach
     cosine = (a.points.descriptors * b.points.descriptors[nearest]).sum(1).numpy()[met].mean() if met.any() else 0.0
-    return np.array([*shares, against, np.log1p(piece), inliers.mean(), np.log1p(inliers.sum()), cosine])
+    colour = max(_recolouring_error(a, b, T, reach), _recolouring_error(b, a, back, reach))
+    return np.array([*shares, np.log(against + 0.01), np.log1p(piece), np.log1p(inliers), cosine, colour])
+
+
+def _recolouring_error(a: Shape, b: Shape, T: Array, reach: float) -> float:
+    """RMS of what the best affine map of the colours of `a` leaves of those nearest in `b`; 1 where none are near."""
+    distance, nearest = b.tree.query(carry(T, a.centres), distance_upper_bound=reach)
+    met = np.isfinite(distance)
+    if not met.any():
+        return 1.0
+    source, target = np.pad(a.colours[met], ((0, 0), (0, 1)), constant_values=1.0), b.colours[nearest[met]]
+    return float(np.sqrt(np.mean((target - source @ np.linalg.lstsq(source, target, rcond=None)[0]) ** 2)))
 
 
 def _unfound(a: Shape, b: Shape, T: Array, reach: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:

@@ -107,8 +107,8 @@ def test_a_turned_scene_is_laid_over_the_original():
     aligned = align(a, b)
     T = turned.T_derived_from_original.numpy()
     assert np.abs(aligned.T_b_from_a - T).max() < 0.25 * scene.grid.voxel_size
-    smaller, larger, against, piece, share, inliers, cosine = aligned.evidence
-    assert smaller > 0.98 and against < 0.02 and share > 0.9 and cosine > 0.95 and np.expm1(inliers) > 50
+    smaller, larger, against, piece, inliers, cosine, colour = aligned.evidence
+    assert smaller > 0.98 and np.exp(against) < 0.03 and cosine > 0.95 and np.expm1(inliers) > 50 and colour < 1e-6
     assert larger >= smaller and np.expm1(piece) <= 4
 
 
@@ -118,13 +118,21 @@ def test_what_one_scene_lacks_speaks_against_it_but_a_cut_does_not():
     hole = scene.coords.float().sub(10).norm(dim=1) > 4.5  # hollow: much of the ball is gone
     parts = {"cut": cut, "hole": VoxelScene(scene.coords[hole], scene.density[hole], scene.colour[hole], scene.grid)}
     whole = Shape.of(scene, described(scene))
-    found = {
-        name: evidence(whole, Shape.of(part, described(part)), np.eye(4), np.ones(9, dtype=bool))
-        for name, part in parts.items()
-    }
+    found = {name: evidence(whole, Shape.of(part, described(part)), np.eye(4), 9) for name, part in parts.items()}
     assert found["cut"][0] < 0.9 and found["cut"][1] == 1  # much of the whole is missing, all of the part is found
-    assert found["cut"][2] < 0.02 < 0.05 < found["hole"][2]
+    assert np.exp(found["cut"][2]) < 0.03 < 0.06 < np.exp(found["hole"][2])
     assert np.expm1(found["hole"][3]) > 20 > np.expm1(found["cut"][3])
+
+
+def test_a_recoloured_scene_is_told_from_other_materials():
+    scene = toy_scene(1)
+    grey = KeyPoints(scene.centres[:9], torch.zeros(9, 3), torch.ones(9), torch.eye(9), scene.colour[:9])
+    halves = torch.where((scene.coords[:, :1] > 5) ^ (scene.coords[:, 2:] > 5), 0.9, 0.1).expand(-1, 3)
+    paints, seen = {"darker": scene.colour[:, [1, 2, 0]] * 0.5 + 0.1, "painted": halves}, {}
+    for name, colour in paints.items():
+        other = dataclasses.replace(scene, colour=colour)
+        seen[name] = evidence(Shape.of(scene, grey), Shape.of(other, grey), np.eye(4), 9)[-1]
+    assert seen["darker"] < 1e-5 and seen["painted"] > 0.2
 
 
 def test_alignment_is_none_without_matches():
