@@ -191,8 +191,10 @@ def test_equal_scores_count_as_misses():
 
 def test_a_shortlist_holds_each_scenes_nearest():
     vectors = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
-    assert shortlisted(vectors, 1) == [(0, 1), (2, 3)]
-    assert len(shortlisted(vectors, 9)) == 6 and by_vectors(vectors).score[0, 1] > 0.99
+    assert shortlisted([vectors], 1) == [(0, 1), (2, 3)]
+    other = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.1, 0.9]])
+    assert shortlisted([vectors, other], 2) == [(0, 1), (0, 2), (1, 3), (2, 3)]
+    assert len(shortlisted([vectors], 9)) == 6 and by_vectors(vectors).score[0, 1] > 0.99
 
 
 def test_a_model_finds_a_repeated_capture_from_files(tmp_path):

@@ -1,6 +1,6 @@
 """Which scenes of a repository are the same one? Re-captured, recoloured, turned, cropped, or overlapping in part.
 
-A method shortlists each scene's nearest others by one vector a scene; only those pairs are compared in full: key points
+A method shortlists each scene's nearest others by one or two vectors a scene; only those pairs are compared in full: key points
 are matched, the scenes laid over each other, and the alignment judged by what is where (`alignment`).
 
 - `condense`: key points of the scene model.
@@ -38,7 +38,10 @@ POSITIVE = ("again", "recoloured", "rotated", "cropped", "overlap")
 POINTS = 256  # key points a scene
 SHORTLIST = 12  # others that a scene is compared with in full
 # Weights of the evidence of an alignment, and the bias: logistic regression on variants of validation captures.
-DECISION = {"condense": (1.0, 1.0, -5.0, -0.5, 1.0, 0.5, 1.0, 0.0), "fpfh": (1.0, 1.0, -5.0, -0.5, 1.0, 0.5, 1.0, 0.0)}
+DECISION = {
+    "condense": (4.10, -4.89, -1.09, -0.04, 0.25, 9.78, -9.22, -8.69),
+    "fpfh": (1.19, -6.40, -1.73, 0.29, 0.98, 43.56, -16.09, -44.31),
+}
 
 
 @dataclass(frozen=True)
@@ -118,16 +121,26 @@ def by_vectors(vectors: Tensor) -> Found:
     return Found((unit @ unit.T).numpy(), 0, {})
 
 
-def shortlisted(vectors: Tensor, count: int = SHORTLIST) -> list[tuple[int, int]]:
-    """The pairs (a, b), a < b, of which one is among the `count` nearest of the other, by cosine."""
-    similarity = by_vectors(vectors).score
-    np.fill_diagonal(similarity, -np.inf)
-    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : min(count, len(vectors) - 1)]
-    return sorted({(min(a, int(b)), max(a, int(b))) for a, row in enumerate(nearest) for b in row})
+def shortlisted(vectors: Sequence[Tensor], count: int = SHORTLIST) -> list[tuple[int, int]]:
+    """The pairs (a, b), a < b, of which one is among the nearest of the other, by cosine of either kind of vector.
+
+    Args:
+        vectors: [N, D] of each kind; each gives an equal part of
+        count: the others that a scene is compared with.
+    """
+    pairs = set()
+    for some in vectors:
+        similarity = by_vectors(some).score
+        np.fill_diagonal(similarity, -np.inf)
+        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : min(count // len(vectors), len(some) - 1)]
+        pairs |= {(min(a, int(b)), max(a, int(b))) for a, row in enumerate(nearest) for b in row}
+    return sorted(pairs)
 
 
 def by_alignment(scenes: Sequence[VoxelScene], points: Sequence[KeyPoints], weights: Sequence[float]) -> Found:
     """Pairs of shortlisted scenes, by the evidence of their alignment.
+
+    The shortlist goes by pooled descriptors and by `shape_histogram`, which recolouring leaves as it is.
 
     Args:
         scenes: N of them.
@@ -135,7 +148,8 @@ def by_alignment(scenes: Sequence[VoxelScene], points: Sequence[KeyPoints], weig
         weights: of the pieces of evidence, and the bias: the score is the log odds of being one.
     """
     shapes = [Shape.of(scene, some) for scene, some in zip(scenes, points, strict=True)]
-    pairs = shortlisted(torch.cat([pool(some.descriptors, some.scores, 1) for some in points]))
+    pooled = torch.cat([pool(some.descriptors, some.scores, 1) for some in points])
+    pairs = shortlisted([pooled, shape_vectors(scenes)])
     score = np.full((len(scenes), len(scenes)), -np.inf)
     poses = {}
     for a, b in pairs:
@@ -144,6 +158,11 @@ def by_alignment(scenes: Sequence[VoxelScene], points: Sequence[KeyPoints], weig
             poses[a, b] = aligned.T_b_from_a
             score[a, b] = score[b, a] = aligned.evidence @ weights[:-1] + weights[-1]
     return Found(score, len(pairs), poses)
+
+
+def shape_vectors(scenes: Sequence[VoxelScene]) -> Tensor:
+    """[N, 64] their shape histograms."""
+    return torch.from_numpy(np.stack([shape_histogram(scene) for scene in scenes]))
 
 
 def found_by_model(folder: Path, links: Sequence[Path], variants: Sequence[Path]) -> dict[str, Found]:
@@ -159,9 +178,8 @@ def found_without_model(links: Sequence[Path], variants: Sequence[Path]) -> dict
     """`fpfh`, `pooled_teacher` and `shape_histogram`. One job of `parallel_map`."""
     items = benchmark_items(links, variants)
     scenes = [item.scene for item in items]
-    shapes = torch.from_numpy(np.stack([shape_histogram(scene) for scene in scenes]))
     return {
         "fpfh": by_alignment(scenes, [shape_keypoints(scene, POINTS) for scene in scenes], DECISION["fpfh"]),
         "pooled_teacher": by_vectors(torch.stack([item.teacher for item in items])),
-        "shape_histogram": by_vectors(shapes),
+        "shape_histogram": by_vectors(shape_vectors(scenes)),
     }
