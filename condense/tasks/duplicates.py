@@ -1,7 +1,7 @@
 """Which scenes of a repository are the same one? Re-captured, recoloured, turned, cropped, or overlapping in part.
 
-A method shortlists each scene's nearest others by one or two vectors a scene; only those pairs are compared in full: key points
-are matched, the scenes laid over each other, and the alignment judged by what is where (`alignment`).
+A method shortlists each scene's nearest others by one or two vectors a scene; only those pairs are compared in full:
+key points are matched, the scenes laid over each other, and the alignment judged by what is where (`alignment`).
 
 - `condense`: key points of the scene model.
 - `fpfh`: key points described by shape alone (`geometrydescriptor`); all else as `condense`.
