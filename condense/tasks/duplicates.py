@@ -1,0 +1,185 @@
+"""Which scenes of a repository are the same one? Re-captured, recoloured, turned, cropped, or overlapping in part.
+
+A method shortlists each scene's nearest others by one or two vectors a scene; only those pairs are compared in full:
+key points are matched, the scenes laid over each other, and the alignment judged by what is where (`alignment`).
+
+- `condense`: key points of the scene model.
+- `fpfh`: key points described by shape alone (`geometrydescriptor`); all else as `condense`.
+- `pooled`, `pooled_teacher`, `shape_histogram`: the cosine of one vector a scene, nothing else: the scene model's, the
+  frozen network's features lifted from the training views and averaged (a recoloured copy keeps those of the original:
+  an advantage), and a histogram over heights and radii.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from condense.alignment import Shape, align
+from condense.geometrydescriptor import shape_keypoints
+from condense.keypoints import KeyPoints
+from condense.links import Links, load_links
+from condense.ranking import pool
+from condense.sparse import condense_scene, load_sparse
+from condense.tasks.descriptors import shape_histogram
+from condense.variantset import Derived, cropped, overlapping, recoloured, rotated
+from condense.voxels import VoxelScene
+
+Array = NDArray[np.float64]
+POSITIVE = ("again", "recoloured", "rotated", "cropped", "overlap")
+POINTS = 256  # key points a scene
+SHORTLIST = 12  # others that a scene is compared with in full
+# Weights of the evidence of an alignment, and the bias: logistic regression on variants of validation captures.
+DECISION = {
+    "condense": (4.10, -4.89, -1.09, -0.04, 0.25, 9.78, -9.22, -8.69),
+    "fpfh": (1.19, -6.40, -1.73, 0.29, 0.98, 43.56, -16.09, -44.31),
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A scene of the benchmark.
+
+    Args:
+        name: unique.
+        base: the capture it stems from.
+        kind: "original", "again", "twin", "part_a", "part_b", or a derived kind of POSITIVE.
+        scene: its voxels.
+        T_from_base: [4, 4] T_item_from_base, world to world.
+        teacher: [D] mean of the frozen network's features on its voxels.
+    """
+
+    name: str
+    base: str
+    kind: str
+    scene: VoxelScene
+    T_from_base: Array
+    teacher: Tensor
+
+
+def benchmark_items(links: Iterable[Path], variants: Iterable[Path]) -> list[Item]:
+    """Test captures, the variants, and of each capture with variants the scenes derived from its `again`."""
+    items = [_item(load_links(path, ())) for path in links]
+    bases = {item.name for item in items}
+    for number, path in enumerate(variants):
+        linked = load_links(path, ())
+        if linked.meta["base"] in bases:
+            items.append(_item(linked))
+            if linked.meta["variant"] == "again":
+                items += _derived_items(items[-1], linked, number)
+    return items
+
+
+def _item(links: Links) -> Item:
+    meta = links.meta
+    T = np.array(meta.get("T_variant_from_original", np.eye(4)))
+    kind, base = meta.get("variant", "original"), meta.get("base", links.name)
+    return Item(links.name, base, kind, links.scene, T, links.lifted.mean(0))
+
+
+def _derived_items(again: Item, links: Links, seed: int) -> list[Item]:
+    parts = overlapping(links.scene, seed)
+    made = {"recoloured": recoloured(links.scene, seed), "rotated": rotated(links.scene, seed)}
+    made |= {"cropped": cropped(links.scene, seed), "part_a": parts[0], "part_b": parts[1]}
+    return [_derived_item(again, kind, derived, links.lifted) for kind, derived in made.items()]
+
+
+def _derived_item(again: Item, kind: str, derived: Derived, lifted: Tensor) -> Item:
+    T = derived.T_derived_from_original.numpy() @ again.T_from_base
+    teacher = derived.carry(lifted).mean(0)
+    name = f"{again.base}_{kind}"
+    return dataclasses.replace(again, name=name, kind=kind, scene=derived.scene, T_from_base=T, teacher=teacher)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method found among N scenes.
+
+    Args:
+        score: [N, N] symmetric, higher for pairs more likely to be one; -inf where a pair was not compared, or could
+            not be laid over each other.
+        compared: pairs that were compared in full.
+        poses: T_b_from_a [4, 4] of those that were laid over each other, by (a, b), a < b.
+    """
+
+    score: Array
+    compared: int
+    poses: dict[tuple[int, int], Array]
+
+
+def by_vectors(vectors: Tensor) -> Found:
+    """Pairs of scenes by the cosine of their vectors [N, D] alone."""
+    unit = normalize(vectors.double(), dim=1)
+    return Found((unit @ unit.T).numpy(), 0, {})
+
+
+def shortlisted(vectors: Sequence[Tensor], count: int = SHORTLIST) -> list[tuple[int, int]]:
+    """The pairs (a, b), a < b, of which one is among the nearest of the other, by cosine of either kind of vector.
+
+    Args:
+        vectors: [N, D] of each kind; each gives an equal part of
+        count: the others that a scene is compared with.
+    """
+    pairs = set()
+    for some in vectors:
+        similarity = by_vectors(some).score
+        np.fill_diagonal(similarity, -np.inf)
+        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : min(count // len(vectors), len(some) - 1)]
+        pairs |= {(min(a, int(b)), max(a, int(b))) for a, row in enumerate(nearest) for b in row}
+    return sorted(pairs)
+
+
+def by_alignment(scenes: Sequence[VoxelScene], points: Sequence[KeyPoints], weights: Sequence[float]) -> Found:
+    """Pairs of shortlisted scenes, by the evidence of their alignment.
+
+    The shortlist goes by pooled descriptors and by `shape_histogram`, which recolouring leaves as it is.
+
+    Args:
+        scenes: N of them.
+        points: their key points.
+        weights: of the pieces of evidence, and the bias: the score is the log odds of being one.
+    """
+    shapes = [Shape.of(scene, some) for scene, some in zip(scenes, points, strict=True)]
+    pooled = torch.cat([pool(some.descriptors, some.scores, 1) for some in points])
+    pairs = shortlisted([pooled, shape_vectors(scenes)])
+    score = np.full((len(scenes), len(scenes)), -np.inf)
+    poses = {}
+    for a, b in pairs:
+        aligned = align(shapes[a], shapes[b])
+        if aligned is not None:
+            poses[a, b] = aligned.T_b_from_a
+            score[a, b] = score[b, a] = aligned.evidence @ weights[:-1] + weights[-1]
+    return Found(score, len(pairs), poses)
+
+
+def shape_vectors(scenes: Sequence[VoxelScene]) -> Tensor:
+    """[N, 64] their shape histograms."""
+    return torch.from_numpy(np.stack([shape_histogram(scene) for scene in scenes]))
+
+
+def found_by_model(folder: Path, links: Sequence[Path], variants: Sequence[Path]) -> dict[str, Found]:
+    """`condense` and `pooled` by the scene model in `folder`. One job of `parallel_map`."""
+    model, items = load_sparse(folder), benchmark_items(links, variants)
+    points = [condense_scene(model, item.scene, POINTS) for item in items]
+    vectors = torch.cat([pool(some.descriptors, some.scores, 1) for some in points])
+    scenes = [item.scene for item in items]
+    return {"condense": by_alignment(scenes, points, DECISION["condense"]), "pooled": by_vectors(vectors)}
+
+
+def found_without_model(links: Sequence[Path], variants: Sequence[Path]) -> dict[str, Found]:
+    """`fpfh`, `pooled_teacher` and `shape_histogram`. One job of `parallel_map`."""
+    items = benchmark_items(links, variants)
+    scenes = [item.scene for item in items]
+    return {
+        "fpfh": by_alignment(scenes, [shape_keypoints(scene, POINTS) for scene in scenes], DECISION["fpfh"]),
+        "pooled_teacher": by_vectors(torch.stack([item.teacher for item in items])),
+        "shape_histogram": by_vectors(shape_vectors(scenes)),
+    }
