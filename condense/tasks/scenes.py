@@ -201,10 +201,10 @@ class Truth:
     alike: NDArray[np.float64]
 
 
-def truth_of(scene: VoxelScene, step: int = 10, tolerance: float = 1.5, share: float = 0.95) -> Truth:
+def truth_of(scene: VoxelScene, step: int = 15, tolerance: float = 1.5, share: float = 0.95) -> Truth:
     """A scene's size, and the turns about the upright axis through its middle that carry it onto itself.
 
-    A turn counts if `share` of the turned voxels lie within `tolerance` voxels of one with a like colour.
+    A turn counts if `share` of 400 turned voxels lie within `tolerance` voxels of one with a like colour.
 
     Args:
         scene: its voxels.
@@ -216,11 +216,12 @@ def truth_of(scene: VoxelScene, step: int = 10, tolerance: float = 1.5, share: f
     middle = (centres.min(0) + centres.max(0)) / 2
     colours = 10 * scene.colour.double().numpy()
     tree = cKDTree(np.concatenate([(centres - middle) / scene.grid.voxel_size, colours], axis=1))
+    some = np.linspace(0, len(centres) - 1, min(400, len(centres))).astype(int)
     motions = []
     for angle in np.radians(np.arange(0, 360, step)):
         T = _turn(angle, middle)
-        turned = (centres @ T[:3, :3].T + T[:3, 3] - middle) / scene.grid.voxel_size
-        distance, _ = tree.query(np.concatenate([turned, colours], axis=1), distance_upper_bound=tolerance)
+        turned = (centres[some] @ T[:3, :3].T + T[:3, 3] - middle) / scene.grid.voxel_size
+        distance, _ = tree.query(np.concatenate([turned, colours[some]], axis=1), distance_upper_bound=tolerance)
         if np.isfinite(distance).mean() >= share:
             motions.append(T)
     return Truth(float(np.linalg.norm(np.ptp(centres, axis=0))), np.stack(motions))
@@ -277,3 +278,5 @@ def described(describer: Describer, queries: Sequence[Query]) -> list[ImageKeyPo
             points = describer.images([queries[i].image for i in some], [queries[i].mask for i in some])
             found |= dict(zip(some, points, strict=True))
     return [found[row] for row in range(len(queries))]
+
+
