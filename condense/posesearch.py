@@ -24,6 +24,7 @@ from condense.keypoints import ImageKeyPoints, KeyPoints
 STEEP, REACH = 3.0, 0.1  # cosine lost by a distance of one image width; distances from REACH widths on count the same
 PITCHES = range(-30, 76, 15)  # degrees down
 YAWS = 24
+FINE = 256  # key points on either side that the last steps use
 NEAR = 1e-3  # depth from which a point is before the camera
 
 
@@ -63,7 +64,7 @@ def problem(image: ImageKeyPoints, scene: KeyPoints, K: ArrayLike) -> Problem:
     return Problem((image.positions - K[:2, 2]) / side, focal, scene.positions, scene.normals, cosine)
 
 
-def search_pose(problem: Problem, given: Tensor | None = None, coarse: int = 96, kept: int = 8) -> tuple[Tensor, float]:
+def search_pose(problem: Problem, given: Tensor | None = None, coarse: int = 96, kept: int = 16) -> tuple[Tensor, float]:
     """T_world_from_camera [4, 4] of the highest agreement, and that agreement.
 
     Args:
@@ -73,16 +74,16 @@ def search_pose(problem: Problem, given: Tensor | None = None, coarse: int = 96,
         kept: poses that are refined.
     """
     R = rotation_grid()
-    rough = problem.some(coarse)
+    rough, fine = problem.some(coarse), problem.some(FINE)
     c = framing_centres(R, rough)
     best = agreement(R, c, rough).topk(min(kept, len(R))).indices
     R, c = R[best], c[best]
     if given is not None:
         R, c = torch.cat([R, given[:, :3, :3]]), torch.cat([c, given[:, :3, 3]])
-    R, c = refined(R, c, rough, 6, steep=10.0)
-    best = agreement(R, c, rough).topk(min(2, len(R))).indices
-    R, c = refined(R[best], c[best], problem, 6, steep=30.0)
-    value = agreement(R, c, problem)
+    R, c = refined(R, c, rough, 8, steep=10.0, scale=0.05)
+    best = agreement(R, c, rough).topk(2).indices
+    R, c = refined(R[best], c[best], fine, 8, steep=30.0, scale=0.1)
+    value = agreement(R, c, fine)
     T = torch.eye(4)
     T[:3, :3], T[:3, 3] = R[value.argmax()], c[value.argmax()]
     return T, float(value.max())
@@ -130,7 +131,7 @@ def agreement(R: Tensor, c: Tensor, problem: Problem) -> Tensor:
 
 
 def refined(
-    R: Tensor, c: Tensor, problem: Problem, steps: int, steep: float, scale: float = 0.05
+    R: Tensor, c: Tensor, problem: Problem, steps: int, steep: float, scale: float
 ) -> tuple[Tensor, Tensor]:
     """B poses after `steps` of iterated closest points.
 
@@ -193,9 +194,8 @@ def partners(T_world_from_camera: ArrayLike, problem: Problem, radius: float) ->
     """[M, 2] key points (image, scene) that are each other's best partner in a pose, within `radius` image widths."""
     T = torch.as_tensor(np.asarray(T_world_from_camera), dtype=torch.float32)[None]
     gain, _ = gains(T[:, :3, :3], T[:, :3, 3], problem)
-    near, _ = gains(T[:, :3, :3], T[:, :3, 3], problem, steep=1.0)
-    close = problem.cosine - near[0] <= radius
-    gain = gain[0].masked_fill(~close, -torch.inf)
+    level, _ = gains(T[:, :3, :3], T[:, :3, 3], problem, steep=1.0)
+    gain = gain[0].masked_fill(problem.cosine - level[0] > radius, -torch.inf)  # the difference is the distance
     best, row = gain.max(dim=0)
     columns = torch.arange(len(row))
     mutual = (gain.argmax(dim=1)[row] == columns) & (best > -torch.inf)
