@@ -64,7 +64,9 @@ def problem(image: ImageKeyPoints, scene: KeyPoints, K: ArrayLike) -> Problem:
     return Problem((image.positions - K[:2, 2]) / side, focal, scene.positions, scene.normals, cosine)
 
 
-def search_pose(problem: Problem, given: Tensor | None = None, coarse: int = 96, kept: int = 16) -> tuple[Tensor, float]:
+def search_pose(
+    problem: Problem, given: Tensor | None = None, coarse: int = 96, kept: int = 16
+) -> tuple[Tensor, float]:
     """T_world_from_camera [4, 4] of the highest agreement, and that agreement.
 
     Args:
@@ -130,9 +132,7 @@ def agreement(R: Tensor, c: Tensor, problem: Problem) -> Tensor:
     return (scene + gain.amax(1).mean(1)) / 2
 
 
-def refined(
-    R: Tensor, c: Tensor, problem: Problem, steps: int, steep: float, scale: float
-) -> tuple[Tensor, Tensor]:
+def refined(R: Tensor, c: Tensor, problem: Problem, steps: int, steep: float, scale: float) -> tuple[Tensor, Tensor]:
     """B poses after `steps` of iterated closest points.
 
     Args:

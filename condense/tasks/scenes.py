@@ -16,106 +16,88 @@ lacks (`UNKNOWN`) tell how well the score says "none of these".
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import cKDTree
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from condense.backbone2d import load_backbone
-from condense.cameras import Cameras
 from condense.keypoints import ImageKeyPoints, KeyPoints, load_keypoints, save_keypoints, spread_maxima
-from condense.links import LinkedView, Links, load_links
-from condense.metrics import interval, median_interval
+from condense.links import Links, as_batch, load_links
 from condense.model import new_model
 from condense.params import SparseParams
-from condense.poses import pose_errors
-from condense.ranking import Answer, calibrate
+from condense.ranking import calibrate, pool
 from condense.repository import SceneRepository
 from condense.sparse import SparseModel, condense_features, condense_scene, detect_images, load_sparse
 from condense.sparsebatch import relit
+from condense.tasks.scenes_results import SAME_LIGHT, UNKNOWN, Outcome, Query, Truth, outcome, truth_of
 from condense.voxels import VoxelScene
 
-SAME_LIGHT, UNKNOWN = "_same_light", "_unknown"
-DEGREES, SHARE = 5.0, 0.05  # a pose is right below so many degrees and such a share of the scene's size
+Results = tuple[dict[str, list[Outcome]], dict[int, list[Outcome]]]  # by method; by key points a scene
 SEEN = 0.01  # summed weight in training views from which a voxel counts as seen
+POINTS = 256  # key points a scene and an image, unless said otherwise
 COUNTS = (16, 32, 64, 128, 256, 512)  # key points a scene, of the curve
 Metrics = dict[str, dict[str, dict[str, float | int | None]]]
 
 
 @dataclass(frozen=True)
-class Query:
-    """A photograph that is asked about.
+class Asked:
+    """The first `views` test views of a links file as queries; `light`: under another light, on another background."""
 
-    Args:
-        scene: name of the scene it shows.
-        image: [H, W, 3] uint8.
-        mask: [H, W] uint8, 255 = object.
-        camera: its camera in the frame of that scene.
-        ending: of the metrics it counts for.
-    """
-
-    scene: str
-    image: Tensor
-    mask: Tensor
-    camera: Cameras
+    path: Path
     ending: str
+    light: bool
+    views: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who searches what.
+    """What is searched, the links file of each scene by name, and what is asked."""
 
-    Args:
-        scenes: links files of the repository.
-        asked: links files whose test views are queries, with the ending of each, and whether to change the light.
-        points: key points a scene.
-        views: queries of a file, at most.
-    """
-
-    scenes: tuple[Path, ...]
-    asked: tuple[tuple[Path, str, bool], ...]
-    points: int = 256
-    views: int = 2
+    scenes: dict[str, Path]
+    asked: tuple[Asked, ...]
 
     def queries(self) -> list[Query]:
         """All queries, in order."""
-        return [query for asked in self.asked for query in queries_of(*asked, self.views)]
+        return [query for asked in self.asked for query in queries_of(asked)]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a query.
+def make_plans(
+    links: Sequence[Path], variants: Sequence[Path], distractors: int = 160, views: int = 2
+) -> tuple[Plan, Plan]:
+    """The plans of test and of validation.
+
+    Test: all test captures, their near-duplicates, and training captures as distractors; asked are the variants in
+    another light (without any: test views, relit), the same captures as they are, and validation captures, which are
+    not there. Validation: every other validation capture and the distractors; asked are all validation captures, relit.
 
     Args:
-        scene: that it shows.
-        ending: of the query.
-        names: answers, best first.
-        score: of the first answer.
-        features: [4] of the first answer (`Answer.features`); zeros of methods without.
-        errors: (degrees, share of the scene's size) of the pose if the first answer is right and has one; else NaN.
-        symmetric: as `errors`, nearest to any of the poses that look alike.
+        links: files of captures; those without a split are test captures.
+        variants: files of variants.
+        distractors: training captures, at most, evenly taken.
+        views: queries of a capture in another light; one of any other.
     """
+    metas = {path: (scene.name, scene.meta) for path, scene in ((p, load_links(p, ())) for p in [*links, *variants])}
+    by_split: dict[str, list[Path]] = {"test": [], "val": [], "train": [], "again": [], "twin": []}
+    for path, (_, meta) in metas.items():
+        by_split[meta.get("variant", meta.get("split", "test"))].append(path)
+    step = max(1, -(-len(by_split["train"]) // max(1, distractors)))
+    others, held = by_split["train"][::step], by_split["val"]
+    bases = {metas[path][1]["base"] for path in by_split["again"]} or {metas[path][0] for path in by_split["test"]}
+    same = [path for path in by_split["test"] if metas[path][0] in bases]
+    asked = [Asked(path, "", False, views) for path in by_split["again"]] or [Asked(p, "", True, views) for p in same]
+    asked += [Asked(path, SAME_LIGHT, False, 1) for path in same] + [Asked(path, UNKNOWN, True, 1) for path in held]
 
-    scene: str
-    ending: str
-    names: list[str]
-    score: float
-    features: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
-    errors: tuple[float, float] = (np.nan, np.nan)
-    symmetric: tuple[float, float] = (np.nan, np.nan)
+    def named(paths: Sequence[Path]) -> dict[str, Path]:
+        return {metas[path][0]: path for path in paths}
 
-    @property
-    def right(self) -> bool:
-        """Whether the first answer is the scene."""
-        return self.names[:1] == [self.scene]
+    test = Plan(named([*by_split["test"], *by_split["twin"], *others]), tuple(asked))
+    return test, Plan(named([*held[::2], *others]), tuple(Asked(path, "", True, 1) for path in held))
 
 
 class Describer(Protocol):
@@ -135,7 +117,7 @@ class Condensed:
     """`condense`: a trained model."""
 
     model: SparseModel
-    count: int = 256  # of a photograph
+    count: int = POINTS  # of a photograph
 
     def scene(self, links: Links, count: int) -> KeyPoints:
         """From the voxels alone."""
@@ -154,33 +136,22 @@ class Lifted(Condensed):
         """Spread voxels, among those that training views see, with the lifted features."""
         seen = links.seen > SEEN
         seen = seen if seen.any() else torch.ones_like(seen)
-        scene = VoxelScene(links.scene.coords[seen], links.scene.density[seen], links.scene.colour[seen], links.scene.grid)
+        whole = links.scene
+        scene = VoxelScene(whole.coords[seen], whole.density[seen], whole.colour[seen], whole.grid)
         return condense_features(self.model, scene, links.lifted[seen], count)
 
 
-def lifted_teacher(teacher: Path) -> Lifted:
-    """The describer of the frozen network in a file."""
-    return Lifted(SparseModel(new_model(load_backbone(teacher), 0)).eval())
-
-
-def queries_of(path: Path, ending: str, light: bool, views: int) -> list[Query]:
-    """The first `views` test views of a links file; of a variant, with cameras in the frame of its base.
-
-    Args:
-        path: of the file.
-        ending: of the queries.
-        light: whether to change light and background.
-        views: how many, at most.
-    """
-    links = load_links(path, ("test",))
+def queries_of(asked: Asked) -> list[Query]:
+    """The queries of a links file; of a variant, with cameras in the frame of its base."""
+    links = load_links(asked.path, ("test",))
     T_base_from_here = torch.linalg.inv(torch.tensor(links.meta.get("T_variant_from_original", np.eye(4).tolist())))
-    rng, params = np.random.default_rng(len(path.stem)), SparseParams(replace_background=1.0)
+    rng, params = np.random.default_rng(0), SparseParams(replace_background=1.0)
     found = []
-    for view in links.views[:views]:
+    for view in links.views[: asked.views]:
         T = T_base_from_here @ view.camera.T_world_from_camera
         camera = dataclasses.replace(view.camera, T_world_from_camera=T)
-        image = _bytes(relit(view, rng, params)) if light else view.image
-        found.append(Query(links.meta.get("base", links.name), image, view.mask, camera, ending))
+        image = _bytes(relit(view, rng, params)) if asked.light else view.image
+        found.append(Query(links.meta.get("base", links.name), image, view.mask, camera, asked.ending))
     return found
 
 
@@ -188,81 +159,18 @@ def _bytes(image: Tensor) -> Tensor:
     return (image.permute(1, 2, 0) * 255).round().to(torch.uint8)
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What a pose is measured against: of one scene.
-
-    Args:
-        size: diagonal of its bounding box, capture units.
-        alike: [A, 4, 4] motions of the scene under which it looks the same, the identity first.
-    """
-
-    size: float
-    alike: NDArray[np.float64]
-
-
-def truth_of(scene: VoxelScene, step: int = 15, tolerance: float = 1.5, share: float = 0.95) -> Truth:
-    """A scene's size, and the turns about the upright axis through its middle that carry it onto itself.
-
-    A turn counts if `share` of 400 turned voxels lie within `tolerance` voxels of one with a like colour.
-
-    Args:
-        scene: its voxels.
-        step: degrees between turns.
-        tolerance: in voxels; colours count as 10 voxels from black to white.
-        share: in (0, 1].
-    """
-    centres = scene.centres.double().numpy()
-    middle = (centres.min(0) + centres.max(0)) / 2
-    colours = 10 * scene.colour.double().numpy()
-    tree = cKDTree(np.concatenate([(centres - middle) / scene.grid.voxel_size, colours], axis=1))
-    some = np.linspace(0, len(centres) - 1, min(400, len(centres))).astype(int)
-    motions = []
-    for angle in np.radians(np.arange(0, 360, step)):
-        T = _turn(angle, middle)
-        turned = (centres[some] @ T[:3, :3].T + T[:3, 3] - middle) / scene.grid.voxel_size
-        distance, _ = tree.query(np.concatenate([turned, colours[some]], axis=1), distance_upper_bound=tolerance)
-        if np.isfinite(distance).mean() >= share:
-            motions.append(T)
-    return Truth(float(np.linalg.norm(np.ptp(centres, axis=0))), np.stack(motions))
-
-
-def _turn(angle: float, middle: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[4, 4] the turn about the z axis through `middle` [3]."""
-    T = np.eye(4)
-    T[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    T[:3, 3] = middle - T[:3, :3] @ middle
-    return T
-
-
-def outcome(query: Query, answers: Sequence[Answer], truth: Truth | None) -> Outcome:
-    """What came of a query; `truth` of the scene that it shows, or None where the repository lacks it."""
-    if not answers:
-        return Outcome(query.scene, query.ending, [], 0.0)
-    first = answers[0]
-    result = Outcome(query.scene, query.ending, [a.name for a in answers], first.score, first.features)
-    if truth is None or not result.right or first.pose is None:
-        return result
-    T_true = query.camera.T_world_from_camera[0].double().numpy()
-    errors = [pose_errors(first.pose, motion @ T_true) for motion in truth.alike]
-    scaled = [(degrees, distance / truth.size) for degrees, distance in errors]
-    nearest = min(scaled, key=lambda pair: max(pair[0] / DEGREES, pair[1] / SHARE))
-    return dataclasses.replace(result, errors=scaled[0], symmetric=nearest)
-
-
-def condensed(describer: Describer, paths: Sequence[Path], count: int, kept: Path) -> dict[str, KeyPoints]:
-    """The key points of scenes by name, read from the file `kept` where they were found before."""
+def condensed(describer: Describer, paths: Sequence[Path], kept: Path) -> dict[str, KeyPoints]:
+    """The key points of scenes by name, at most max(COUNTS) each; read from the file `kept` if it is there."""
     if not kept.is_file():
         links = (load_links(path, ()) for path in paths)
-        save_keypoints(kept, {scene.name: describer.scene(scene, count) for scene in links})
+        save_keypoints(kept, {scene.name: describer.scene(scene, max(COUNTS)) for scene in links})
     return load_keypoints(kept)  # type: ignore[return-value]
 
 
-def repository_of(scenes: Mapping[str, KeyPoints], names: Sequence[str], points: int) -> SceneRepository:
-    """A repository of some scenes, each with its `points` best spread key points."""
-    dim = next(iter(scenes.values())).descriptors.shape[1]
-    repository = SceneRepository("benchmark", dim)
-    for name in names:
+def repository_of(scenes: Mapping[str, KeyPoints], plan: Plan, points: int = POINTS) -> SceneRepository:
+    """A repository of a plan's scenes, each with its `points` best spread key points."""
+    repository = SceneRepository("benchmark", next(iter(scenes.values())).descriptors.shape[1])
+    for name in plan.scenes:
         scene = scenes[name]
         repository.add(name, scene[spread_maxima(scene.positions, scene.scores, points)])
     return repository
@@ -280,3 +188,105 @@ def described(describer: Describer, queries: Sequence[Query]) -> list[ImageKeyPo
     return [found[row] for row in range(len(queries))]
 
 
+def key_point_outcomes(
+    describer: Describer, kept: Path, test: Plan, validation: Plan
+) -> tuple[list[Outcome], dict[int, list[Outcome]]]:
+    """All queries through a scene repository whose scores are calibrated on validation queries.
+
+    Args:
+        describer: of scenes and photographs.
+        kept: HDF5 file that keeps the scenes' key points.
+        test: what is measured.
+        validation: what scores are calibrated on.
+
+    Returns:
+        The outcomes, those of `SHORTLIST` among them; and by number of key points a scene (COUNTS), without geometry.
+    """
+    paths = {**test.scenes, **validation.scenes}
+    scenes = condensed(describer, list(paths.values()), kept)
+    weights = calibration(describer, scenes, validation)
+    queries, truths = test.queries(), truths_of(test)
+    images = described(describer, queries)
+    repository = repository_of(scenes, test)
+    if weights is not None:
+        repository.set_calibration("image", weights)
+    outcomes = []
+    for query, image in zip(queries, images, strict=True):
+        known = query.scene in truths
+        answers = repository.query_image(image, query.camera.K[0], search=known)
+        outcomes.append(outcome(query, answers, truths.get(query.scene)))
+    return outcomes, curve_outcomes(scenes, test, queries, images)
+
+
+def calibration(describer: Describer, scenes: Mapping[str, KeyPoints], plan: Plan) -> list[float] | None:
+    """Weights of the score from the first answers to a plan's queries; None where all are right, or all wrong."""
+    queries = plan.queries()
+    repository = repository_of(scenes, plan)
+    features, right = [], []
+    for query, image in zip(queries, described(describer, queries), strict=True):
+        for answer in repository.query_image(image, query.camera.K[0], top=1, search=False):
+            features.append(answer.features)
+            right.append(answer.name == query.scene)
+    return calibrate(features, right) if any(right) and not all(right) else None
+
+
+def curve_outcomes(
+    scenes: Mapping[str, KeyPoints], plan: Plan, queries: Sequence[Query], images: Sequence[ImageKeyPoints]
+) -> dict[int, list[Outcome]]:
+    """Outcomes of the queries in another light by number of key points a scene; nothing is verified by geometry."""
+    asked = [(query, image) for query, image in zip(queries, images, strict=True) if not query.ending]
+    found: dict[int, list[Outcome]] = {}
+    for count in COUNTS:
+        repository = repository_of(scenes, plan, count)
+        answers = [(q, repository.query_image(i, q.camera.K[0], verify=0, search=False)) for q, i in asked]
+        found[count] = [outcome(query, some, None) for query, some in answers]
+    return found
+
+
+def shortlist_outcomes(describer: Describer, kept: Path, plan: Plan) -> list[Outcome]:
+    """All queries by pooled vectors alone; `kept` as `key_point_outcomes` left it."""
+    queries = plan.queries()
+    repository = repository_of(condensed(describer, list(plan.scenes.values()), kept), plan)
+    found = []
+    for query, image in zip(queries, described(describer, queries), strict=True):
+        vector = pool(image.descriptors, image.scores, 1)[0]
+        names, values = zip(*repository.query_vector(vector), strict=True)
+        found.append(Outcome(query.scene, query.ending, list(names), values[0]))
+    return found
+
+
+def truths_of(plan: Plan) -> dict[str, Truth]:
+    """What poses are measured against, of every scene that is asked for and searched."""
+    names = {query.scene for query in plan.queries()} & set(plan.scenes)
+    return {name: truth_of(load_links(plan.scenes[name], ()).scene) for name in sorted(names)}
+
+
+@torch.no_grad()
+def pooled_outcomes(describer: Lifted, plan: Plan) -> list[Outcome]:
+    """All queries by the frozen network's mean feature over the photograph, and over all training views of a scene."""
+    means = {}
+    for name, path in plan.scenes.items():
+        views = load_links(path, ("train",)).views
+        means[name] = normalize(torch.cat([view.teacher[view.foreground].float() for view in views]).mean(0), dim=0)
+    names, table = list(means), torch.stack(list(means.values()))
+    found = []
+    for query in plan.queries():
+        cells = describer.model.dense.student(as_batch([query.image]))  # [1, D, h, w]
+        inside = adaptive_avg_pool2d(query.mask[None, None].float(), cells.shape[2:]).flatten() >= 127.5
+        best, order = (table @ normalize(cells[0].flatten(1).T[inside].mean(0), dim=0)).topk(min(10, len(names)))
+        found.append(Outcome(query.scene, query.ending, [names[i] for i in order.tolist()], float(best[0])))
+    return found
+
+
+def model_outcomes(model: Path, kept: Path, test: Plan, validation: Plan) -> Results:
+    """`condense` and `condense_shortlist` by the model in a folder. One job of `parallel_map`."""
+    describer = Condensed(load_sparse(model))
+    outcomes, curve = key_point_outcomes(describer, kept, test, validation)
+    return {"condense": outcomes, "condense_shortlist": shortlist_outcomes(describer, kept, test)}, curve
+
+
+def teacher_outcomes(teacher: Path, kept: Path, test: Plan, validation: Plan) -> Results:
+    """`lifted_teacher` and `pooled_teacher` by the frozen network in a file. One job of `parallel_map`."""
+    describer = Lifted(SparseModel(new_model(load_backbone(teacher), 0)).eval())
+    outcomes, curve = key_point_outcomes(describer, kept, test, validation)
+    return {"lifted_teacher": outcomes, "pooled_teacher": pooled_outcomes(describer, test)}, curve
