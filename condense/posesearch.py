@@ -2,8 +2,8 @@
 
 Matches by descriptor alone are too seldom right in small images for RANSAC: neighbouring places look alike. But all
 key points together say a lot. A pose is judged by how well both sets of key points lie on each other, in position and
-descriptor at once: the gain of a pair is its cosine less STEEP times its distance in the image, and the agreement is
-the mean over the visible key points of the scene, and over those of the image, of the highest gain (a chamfer distance).
+descriptor at once: the gain of a pair is its cosine less STEEP times its distance in the image, the agreement the
+mean over the visible key points of the scene, and over those of the image, of the highest gain: a chamfer distance.
 Poses on a grid of rotations, each at the distance that gives the scene its size in the image, are tried; the best are
 refined by iterated closest points: every key point takes its best partner, and Gauss-Newton moves the camera. Cameras
 are taken to stand upright (world z up), as most do. Not differentiable.
@@ -103,7 +103,7 @@ def rotation_grid(yaws: int = YAWS, pitches: range = PITCHES) -> Tensor:
 
 
 def framing_centres(R: Tensor, problem: Problem) -> Tensor:
-    """[B, 3] camera centres that give the visible key points the mean and the spread of the image's (weak perspective)."""
+    """[B, 3] camera centres that give visible key points the mean and spread of the image's (weak perspective)."""
     rays = problem.pixels / problem.focal
     middle, spread = rays.mean(0), rays.var(dim=0, unbiased=False).sum().sqrt()
     turned = problem.points @ R  # [B, K, 3] camera axes about the world's origin
@@ -116,7 +116,7 @@ def framing_centres(R: Tensor, problem: Problem) -> Tensor:
 
 
 def gains(R: Tensor, c: Tensor, problem: Problem, steep: float = STEEP) -> tuple[Tensor, Tensor]:
-    """Gain [B, K, Q] of each pair in each of B poses, -inf for key points out of sight, and [B, K] which are in sight."""
+    """Gain [B, K, Q] of each pair in each of B poses, -inf for key points out of sight, and [B, K] those in sight."""
     camera = (problem.points - c[:, None]) @ R  # [B, K, 3]
     seen = (((c[:, None] - problem.points) * problem.normals).sum(2) >= 0) & (camera[..., 2] > NEAR)
     shown = camera[..., :2] / camera[..., 2:].clamp_min(NEAR) * problem.focal

@@ -170,7 +170,7 @@ def scene_metrics(outcomes: Mapping[str, Sequence[Sequence[Outcome]]]) -> Metric
 
 
 def _of_scores(seeds: Sequence[Sequence[Outcome]]) -> dict[str, Any]:
-    """How well scores tell known scenes from unknown ones (area under the ROC curve), and right answers (Brier score)."""
+    """How well scores tell known scenes from unknown (area under the ROC curve) and right from wrong (Brier score)."""
     areas, brier = [], []
     for seed in seeds:
         known, unknown = [o for o in seed if not o.ending], np.array([o.score for o in seed if o.ending == UNKNOWN])
