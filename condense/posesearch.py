@@ -24,7 +24,7 @@ from condense.keypoints import ImageKeyPoints, KeyPoints
 STEEP, REACH = 3.0, 0.1  # cosine lost by a distance of one image width; distances from REACH widths on count the same
 PITCHES = range(-30, 76, 15)  # degrees down
 YAWS = 24
-FINE = 256  # key points on either side that the last steps use
+COARSE, FINE = 64, 256  # key points on either side that the search and the last steps use
 NEAR = 1e-3  # depth from which a point is before the camera
 
 
@@ -64,28 +64,33 @@ def problem(image: ImageKeyPoints, scene: KeyPoints, K: ArrayLike) -> Problem:
     return Problem((image.positions - K[:2, 2]) / side, focal, scene.positions, scene.normals, cosine)
 
 
-def search_pose(
-    problem: Problem, given: Tensor | None = None, coarse: int = 96, kept: int = 16
-) -> tuple[Tensor, float]:
-    """T_world_from_camera [4, 4] of the highest agreement, and that agreement.
+def search_pose(problem: Problem, given: Tensor | None = None, kept: int = 12) -> tuple[Tensor, float]:
+    """T_world_from_camera [4, 4] of the highest agreement found with few key points, and that agreement.
 
     Args:
-        problem: at least 3 key points on either side.
+        problem: at least 3 key points on either side; COARSE of them are used.
         given: [G, 4, 4] poses that are refined as well, such as of PnP.
-        coarse: key points on either side that the first look uses.
-        kept: poses that are refined.
+        kept: poses of the grid that are refined.
     """
+    rough = problem.some(COARSE)
     R = rotation_grid()
-    rough, fine = problem.some(coarse), problem.some(FINE)
     c = framing_centres(R, rough)
     best = agreement(R, c, rough).topk(min(kept, len(R))).indices
     R, c = R[best], c[best]
     if given is not None:
         R, c = torch.cat([R, given[:, :3, :3]]), torch.cat([c, given[:, :3, 3]])
-    R, c = refined(R, c, rough, 8, steep=10.0, scale=0.05)
-    best = agreement(R, c, rough).topk(2).indices
-    R, c = refined(R[best], c[best], fine, 8, steep=30.0, scale=0.1)
-    value = agreement(R, c, fine)
+    return _best(*refined(R, c, rough, 8, steep=10.0, scale=0.05), rough)
+
+
+def polished_pose(T_world_from_camera: Tensor, problem: Problem) -> tuple[Tensor, float]:
+    """A pose [4, 4] near the one given, refined with FINE key points, and its agreement."""
+    fine = problem.some(FINE)
+    R, c = refined(T_world_from_camera[None, :3, :3], T_world_from_camera[None, :3, 3], fine, 12, steep=30.0, scale=0.1)
+    return _best(R, c, fine)
+
+
+def _best(R: Tensor, c: Tensor, problem: Problem) -> tuple[Tensor, float]:
+    value = agreement(R, c, problem)
     T = torch.eye(4)
     T[:3, :3], T[:3, 3] = R[value.argmax()], c[value.argmax()]
     return T, float(value.max())

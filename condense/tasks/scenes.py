@@ -40,6 +40,7 @@ from condense.voxels import VoxelScene
 
 Results = tuple[dict[str, list[Outcome]], dict[int, list[Outcome]]]  # by method; by key points a scene
 SEEN = 0.01  # summed weight in training views from which a voxel counts as seen
+PARTS = 8  # pooled vectors a scene
 POINTS = 256  # key points a scene and an image, unless said otherwise
 COUNTS = (16, 32, 64, 128, 256, 512)  # key points a scene, of the curve
 Metrics = dict[str, dict[str, dict[str, float | int | None]]]
@@ -169,7 +170,7 @@ def condensed(describer: Describer, paths: Sequence[Path], kept: Path) -> dict[s
 
 def repository_of(scenes: Mapping[str, KeyPoints], plan: Plan, points: int = POINTS) -> SceneRepository:
     """A repository of a plan's scenes, each with its `points` best spread key points."""
-    repository = SceneRepository("benchmark", next(iter(scenes.values())).descriptors.shape[1])
+    repository = SceneRepository("benchmark", next(iter(scenes.values())).descriptors.shape[1], PARTS)
     for name in plan.scenes:
         scene = scenes[name]
         repository.add(name, scene[spread_maxima(scene.positions, scene.scores, points)])
@@ -190,7 +191,7 @@ def described(describer: Describer, queries: Sequence[Query]) -> list[ImageKeyPo
 
 def key_point_outcomes(
     describer: Describer, kept: Path, test: Plan, validation: Plan
-) -> tuple[list[Outcome], dict[int, list[Outcome]]]:
+) -> tuple[list[Outcome], list[Outcome], dict[int, list[Outcome]]]:
     """All queries through a scene repository whose scores are calibrated on validation queries.
 
     Args:
@@ -200,7 +201,7 @@ def key_point_outcomes(
         validation: what scores are calibrated on.
 
     Returns:
-        The outcomes, those of `SHORTLIST` among them; and by number of key points a scene (COUNTS), without geometry.
+        The outcomes; those of pooled vectors alone; those by number of key points a scene, without geometry.
     """
     paths = {**test.scenes, **validation.scenes}
     scenes = condensed(describer, list(paths.values()), kept)
@@ -212,10 +213,10 @@ def key_point_outcomes(
         repository.set_calibration("image", weights)
     outcomes = []
     for query, image in zip(queries, images, strict=True):
-        known = query.scene in truths
-        answers = repository.query_image(image, query.camera.K[0], search=known)
+        answers = repository.query_image(image, query.camera.K[0])
         outcomes.append(outcome(query, answers, truths.get(query.scene)))
-    return outcomes, curve_outcomes(scenes, test, queries, images)
+    plain = (scenes, test, queries, images)
+    return outcomes, shortlist_outcomes(*plain), curve_outcomes(*plain)
 
 
 def calibration(describer: Describer, scenes: Mapping[str, KeyPoints], plan: Plan) -> list[float] | None:
@@ -224,7 +225,7 @@ def calibration(describer: Describer, scenes: Mapping[str, KeyPoints], plan: Pla
     repository = repository_of(scenes, plan)
     features, right = [], []
     for query, image in zip(queries, described(describer, queries), strict=True):
-        for answer in repository.query_image(image, query.camera.K[0], top=1, search=False):
+        for answer in repository.query_image(image, query.camera.K[0], top=1):
             features.append(answer.features)
             right.append(answer.name == query.scene)
     return calibrate(features, right) if any(right) and not all(right) else None
@@ -238,20 +239,20 @@ def curve_outcomes(
     found: dict[int, list[Outcome]] = {}
     for count in COUNTS:
         repository = repository_of(scenes, plan, count)
-        answers = [(q, repository.query_image(i, q.camera.K[0], verify=0, search=False)) for q, i in asked]
+        answers = [(q, repository.query_image(i, q.camera.K[0], verify=0)) for q, i in asked]
         found[count] = [outcome(query, some, None) for query, some in answers]
     return found
 
 
-def shortlist_outcomes(describer: Describer, kept: Path, plan: Plan) -> list[Outcome]:
-    """All queries by pooled vectors alone; `kept` as `key_point_outcomes` left it."""
-    queries = plan.queries()
-    repository = repository_of(condensed(describer, list(plan.scenes.values()), kept), plan)
+def shortlist_outcomes(
+    scenes: Mapping[str, KeyPoints], plan: Plan, queries: Sequence[Query], images: Sequence[ImageKeyPoints]
+) -> list[Outcome]:
+    """Outcomes of the queries by pooled vectors alone."""
+    repository = repository_of(scenes, plan)
     found = []
-    for query, image in zip(queries, described(describer, queries), strict=True):
-        vector = pool(image.descriptors, image.scores, 1)[0]
-        names, values = zip(*repository.query_vector(vector), strict=True)
-        found.append(Outcome(query.scene, query.ending, list(names), values[0]))
+    for query, image in zip(queries, images, strict=True):
+        near = repository.query_vector(pool(normalize(image.descriptors, dim=1), image.scores, PARTS))
+        found.append(Outcome(query.scene, query.ending, [name for name, _ in near], near[0][1]))
     return found
 
 
@@ -280,13 +281,12 @@ def pooled_outcomes(describer: Lifted, plan: Plan) -> list[Outcome]:
 
 def model_outcomes(model: Path, kept: Path, test: Plan, validation: Plan) -> Results:
     """`condense` and `condense_shortlist` by the model in a folder. One job of `parallel_map`."""
-    describer = Condensed(load_sparse(model))
-    outcomes, curve = key_point_outcomes(describer, kept, test, validation)
-    return {"condense": outcomes, "condense_shortlist": shortlist_outcomes(describer, kept, test)}, curve
+    outcomes, shortlist, curve = key_point_outcomes(Condensed(load_sparse(model)), kept, test, validation)
+    return {"condense": outcomes, "condense_shortlist": shortlist}, curve
 
 
 def teacher_outcomes(teacher: Path, kept: Path, test: Plan, validation: Plan) -> Results:
     """`lifted_teacher` and `pooled_teacher` by the frozen network in a file. One job of `parallel_map`."""
     describer = Lifted(SparseModel(new_model(load_backbone(teacher), 0)).eval())
-    outcomes, curve = key_point_outcomes(describer, kept, test, validation)
+    outcomes, _, curve = key_point_outcomes(describer, kept, test, validation)
     return {"lifted_teacher": outcomes, "pooled_teacher": pooled_outcomes(describer, test)}, curve

@@ -9,7 +9,6 @@ scene show the same point often). The best VERIFIED scenes are verified by PnP o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,35 +28,31 @@ from condense.tasks.scenes_results import Outcome, outcome
 from condense.voxels import VoxelScene, index_volume
 
 VERIFIED = 5
+RATIO = 0.9  # the largest ratio of distances, nearest scene to next, of a vote; 1 lets all vote
 MAX_ERROR = 0.03  # reprojection error of an inlier, as a share of the longer side of the image
 WEIGHT = 0.1  # of log(1 + inliers) against the share of key points that vote
 
 
-@dataclass(frozen=True)
 class Sift:
     """SIFT by COLMAP with RootSIFT descriptors.
 
     Args:
         enlarge: how often images are enlarged; SIFT doubles once more.
         peak: the least contrast of a key point.
-        ratio: the largest ratio of distances, nearest scene to next, of a vote; 1 lets all vote.
         upright: leave orientation out of the descriptor: the cameras are held level.
     """
 
-    enlarge: int = 2
-    peak: float = 0.0067
-    ratio: float = 0.9
-    upright: bool = True
+    def __init__(self, enlarge: int = 2, peak: float = 0.0067, upright: bool = True) -> None:
+        options = pycolmap.FeatureExtractionOptions()
+        options.use_gpu, options.num_threads = False, 1
+        options.sift.peak_threshold, options.sift.upright, options.sift.max_num_orientations = peak, upright, 1
+        self.enlarge, self.extractor = enlarge, pycolmap.Sift(options, pycolmap.Device.cpu)
 
     def __call__(self, image: Tensor, mask: Tensor) -> ImageKeyPoints:
         """The key points [K] on the mask (uint8 [H, W], 255 = object) of an image [H, W, 3] uint8."""
-        options = pycolmap.FeatureExtractionOptions()
-        options.use_gpu, options.num_threads = False, 1
-        options.sift.peak_threshold, options.sift.upright, options.sift.max_num_orientations = self.peak, self.upright, 1
-        grey = (image.float() @ image.new_tensor([0.299, 0.587, 0.114], dtype=torch.float32))[None, None] / 255
+        grey = (image.float() @ torch.tensor([0.299, 0.587, 0.114]))[None, None] / 255
         large = interpolate(grey, scale_factor=float(self.enlarge), mode="bicubic").clamp(0, 1)[0, 0].numpy()
-        extractor = pycolmap.Sift(options, pycolmap.Device.cpu)
-        places, found = extractor.extract((large * 255).round().astype(np.uint8))
+        places, found = self.extractor.extract((large * 255).round().astype(np.uint8))
         at = torch.from_numpy(places[:, :2].copy()).reshape(-1, 2) / self.enlarge
         descriptors = normalize(torch.from_numpy(np.array(found)).float().reshape(-1, 128), dim=1)
         size = (image.shape[1], image.shape[0])
@@ -119,18 +114,27 @@ def sift_answers(
         if found is not None:
             poses[place], inliers[place] = found.T_world_from_camera, matches[found.inliers]  # type: ignore[call-overload]
             share[place] = found.inliers.mean()
-    return ranked(names, votes.numpy(), poses, inliers, share, WEIGHT, UNCALIBRATED)
+    bonus = WEIGHT * np.log1p([len(pairs) for pairs in inliers])
+    return ranked(names, votes.numpy(), poses, inliers, share, bonus, UNCALIBRATED)
 
 
-def sift_outcomes(kept: Path, plan: Plan, sift: Sift) -> list[Outcome]:
-    """All queries of a plan; the scenes' key points are kept in the HDF5 file `kept`. One job of `parallel_map`."""
+def sift_outcomes(kept: Path, plan: Plan, sift: Sift | None = None, ratio: float = RATIO) -> list[Outcome]:
+    """All queries of a plan. One job of `parallel_map`.
+
+    Args:
+        kept: HDF5 file that keeps the scenes' key points.
+        plan: what is searched and asked.
+        sift: the detector; by default what was best on validation captures.
+        ratio: see RATIO.
+    """
+    sift = sift or Sift()
     if not kept.is_file():
         save_keypoints(kept, {name: sift_scene(path, sift) for name, path in plan.scenes.items()})
-    scenes = load_keypoints(kept, list(plan.scenes))
-    names, clouds, truths = list(scenes), list(scenes.values()), truths_of(plan)
+    scenes, truths = load_keypoints(kept, list(plan.scenes)), truths_of(plan)
+    clouds = [scene for scene in scenes.values() if isinstance(scene, KeyPoints)]
     found = []
     for query in plan.queries():
         image = sift(query.image, query.mask)
-        answers = sift_answers(image, query.camera.K[0], names, clouds, sift.ratio) if len(image) else []  # type: ignore
+        answers = sift_answers(image, query.camera.K[0], list(scenes), clouds, ratio) if len(image) else []
         found.append(outcome(query, answers[:10], truths.get(query.scene)))
     return found
