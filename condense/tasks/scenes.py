@@ -16,7 +16,7 @@ lacks (`UNKNOWN`) tell how well the score says "none of these".
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,7 +31,7 @@ from condense.keypoints import ImageKeyPoints, KeyPoints, load_keypoints, save_k
 from condense.links import Links, as_batch, load_links
 from condense.model import new_model
 from condense.params import SparseParams
-from condense.ranking import calibrate, pool
+from condense.ranking import Answer, calibrate, pool
 from condense.repository import SceneRepository
 from condense.sparse import SparseModel, condense_features, condense_scene, detect_images, load_sparse
 from condense.sparsebatch import relit
@@ -290,3 +290,19 @@ def teacher_outcomes(teacher: Path, kept: Path, test: Plan, validation: Plan) ->
     describer = Lifted(SparseModel(new_model(load_backbone(teacher), 0)).eval())
     outcomes, _, curve = key_point_outcomes(describer, kept, test, validation)
     return {"lifted_teacher": outcomes, "pooled_teacher": pooled_outcomes(describer, test)}, curve
+
+
+def answers_of(
+    describer: Describer, kept: Path, plan: Plan, rows: Sequence[int]
+) -> Iterator[tuple[int, Answer, Query, ImageKeyPoints, KeyPoints]]:
+    """The first answers to some of a plan's queries once more, with what explains them.
+
+    Yields:
+        The query's number, the answer, the query, its key points, and those of the scene that was found.
+    """
+    repository = repository_of(condensed(describer, list(plan.scenes.values()), kept), plan)
+    queries = plan.queries()
+    for row in rows:
+        image = described(describer, [queries[row]])[0]
+        for answer in repository.query_image(image, queries[row].camera.K[0], top=1):
+            yield row, answer, queries[row], image, repository.scene(answer.name)

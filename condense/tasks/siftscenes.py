@@ -28,7 +28,7 @@ from condense.tasks.scenes_results import Outcome, outcome
 from condense.voxels import VoxelScene, index_volume
 
 VERIFIED = 5
-RATIO = 0.9  # the largest ratio of distances, nearest scene to next, of a vote; 1 lets all vote
+RATIO = 0.8  # the largest ratio of distances, nearest scene to next, of a vote; 1 lets all vote
 MAX_ERROR = 0.03  # reprojection error of an inlier, as a share of the longer side of the image
 WEIGHT = 0.1  # of log(1 + inliers) against the share of key points that vote
 
@@ -42,7 +42,7 @@ class Sift:
         upright: leave orientation out of the descriptor: the cameras are held level.
     """
 
-    def __init__(self, enlarge: int = 2, peak: float = 0.0067, upright: bool = True) -> None:
+    def __init__(self, enlarge: int = 2, peak: float = 0.002, upright: bool = True) -> None:
         options = pycolmap.FeatureExtractionOptions()
         options.use_gpu, options.num_threads = False, 1
         options.sift.peak_threshold, options.sift.upright, options.sift.max_num_orientations = peak, upright, 1
