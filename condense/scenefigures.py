@@ -23,7 +23,7 @@ Curve = Sequence[tuple[float, float, float]]
 def explain(
     answer: Answer, image: NDArray[np.uint8], image_keypoints: ImageKeyPoints, scene_keypoints: KeyPoints, K: ArrayLike
 ) -> Figure:
-    """Why a scene was found: the query beside the scene's key points as the answer's pose projects them, inliers joined.
+    """Why a scene was found: the query beside the scene's key points in the pose of the answer, inliers joined.
 
     Args:
         answer: of `SceneRepository.query_image`.
