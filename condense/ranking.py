@@ -25,7 +25,9 @@ class Answer:
         score: in [0, 1], how likely it is the right one: a logistic function of `features`.
         similarity: mean over the query's key points of the highest cosine with one of the scene's.
         features: [4] similarity; margin, by which it ranks before the best other scene (negative: behind);
-            share of matches that are inliers; log(1 + inliers). The last two are 0 for a scene that was not verified.
+            fit; log(1 + inliers). The last two are 0 for a scene that was not verified. Fit is the agreement of an
+            image's key points with the scene's (`posesearch.agreement`), the share of matches between two scenes that
+            are inliers.
         pose: [4, 4] T_world_from_camera for an image, T_scene_from_query for a scene; None where none was found.
         inliers: [M, 2] key points of the query and of the scene that match and agree with the pose.
     """
@@ -105,24 +107,24 @@ def ranked(
     similarity: NDArray[np.float64],
     poses: Sequence[NDArray[np.float64] | None],
     inliers: Sequence[Matches],
-    share: NDArray[np.float64],
-    weight: float,
+    fit: NDArray[np.float64],
+    bonus: NDArray[np.float64],
     weights: Sequence[float],
 ) -> list[Answer]:
-    """Answers by similarity + weight * log(1 + inliers), best first.
+    """Answers by similarity + bonus, best first.
 
     Args:
         names: of the scenes.
         similarity: [S].
         poses: of the verified scenes, else None.
         inliers: of each scene, [M, 2].
-        share: [S] of its matches that are inliers.
-        weight: of geometry against similarity.
+        fit: [S] see `Answer.features`.
+        bonus: [S] what geometry adds to the similarity.
         weights: of the four features of an `Answer`, and the bias, of its score (`calibrate`).
     """
     counts = np.log1p([len(pairs) for pairs in inliers])
-    rank = similarity + weight * counts
-    features = np.stack([similarity, margins(rank), share, counts], axis=1)
+    rank = similarity + bonus
+    features = np.stack([similarity, margins(rank), fit, counts], axis=1)
     *slopes, bias = weights
     score = 1 / (1 + np.exp(-(features @ slopes + bias)))
     return [

@@ -25,11 +25,13 @@ from torch.nn.functional import normalize
 
 from condense import repositoryfiles as files
 from condense.keypoints import ImageKeyPoints, KeyPoints
-from condense.poses import ImagePose, image_pose, mutual_matches, refined_by_projection, scene_pose
+from condense.poses import image_pose, mutual_matches, scene_pose
+from condense.posesearch import partners, polished_pose, problem, search_pose
 from condense.ranking import UNCALIBRATED, Answer, Matches, coarse_similarity, local_similarity, pool, ranked
 from condense.repositoryfiles import Index, Pack, Place
 
-Posed = Callable[[KeyPoints, Matches], tuple[NDArray[np.float64], NDArray[np.bool_]] | None]
+Posed = Callable[[KeyPoints, Matches], tuple[NDArray[np.float64], Matches, float, float] | None]
+# a scene and matches by descriptor -> pose, inliers, fit, and what that adds to the rank
 PACK = 1024  # scenes of one file, where many are saved at once
 
 
@@ -133,14 +135,15 @@ class SceneRepository:
         K: ArrayLike,
         top: int = 10,
         shortlist: int = 50,
-        verify: int = 5,
+        verify: int = 3,
         max_error: float = 0.03,
-        weight: float = 0.05,
+        weight: float = 1.0,
         seed: int = 0,
     ) -> list[Answer]:
         """The scenes that an image may show, best first; [] for an image with no key points.
 
-        Scenes rank by similarity + weight * log(1 + inliers). The first one's pose is refined by projection.
+        Scenes rank by similarity + weight * agreement: a pose is searched for (`posesearch`, which says what agrees),
+        starting also from PnP on mutual matches.
 
         Args:
             keypoints: of the image.
@@ -157,19 +160,21 @@ class SceneRepository:
         """
         radius = max_error * max(keypoints.size)
 
-        def posed(scene: KeyPoints, matches: Matches) -> tuple[NDArray[np.float64], NDArray[np.bool_]] | None:
+        def posed(scene: KeyPoints, matches: Matches) -> tuple[NDArray[np.float64], Matches, float, float] | None:
+            if min(len(scene), len(keypoints)) < 3:
+                return None
             pixels, points = keypoints.positions[matches[:, 0]], scene.positions[matches[:, 1]]
             found = image_pose(pixels, points, K, keypoints.size, radius, seed)
-            return None if found is None else (found.T_world_from_camera, found.inliers)
+            given = None if found is None else torch.from_numpy(found.T_world_from_camera).float()[None]
+            both = problem(keypoints, scene, K)
+            T, fit = search_pose(both, given)
+            return T.double().numpy(), partners(T, both, max_error), fit, weight * fit
 
-        answers = self._query("image", keypoints.descriptors, keypoints.scores, posed, shortlist, verify, weight)
+        answers = self._query("image", keypoints.descriptors, keypoints.scores, posed, shortlist, verify)
         if answers and answers[0].pose is not None:
-            first = ImagePose(answers[0].pose, np.ones(len(answers[0].inliers), dtype=bool))
-            better = refined_by_projection(first, keypoints, self.scene(answers[0].name), K, radius, seed)
-            if better is not None:
-                pose, matches = better
-                refined = {"pose": pose.T_world_from_camera, "inliers": matches[pose.inliers]}
-                answers[0] = dataclasses.replace(answers[0], **refined)  # type: ignore[arg-type]
+            both = problem(keypoints, self.scene(answers[0].name), K)
+            T = polished_pose(torch.from_numpy(answers[0].pose).float(), both)[0]
+            answers[0] = dataclasses.replace(answers[0], pose=T.double().numpy(), inliers=partners(T, both, max_error))
         return answers[:top]
 
     def query_scene(
@@ -184,7 +189,8 @@ class SceneRepository:
         scale: bool = False,
         leave_out: Collection[str] = (),
     ) -> list[Answer]:
-        """The scenes that a scene may be, best first; [] for a scene with no key points. As `query_image`, but for:
+        """The scenes that a scene may be, best first; [] for a scene with no key points. They
+        rank by similarity + weight * log(1 + inliers). As `query_image`, but for:
 
         Args:
             keypoints: of the scene that is asked for.
@@ -194,17 +200,23 @@ class SceneRepository:
         """
         size = float((keypoints.positions.amax(0) - keypoints.positions.amin(0)).norm()) if len(keypoints) else 0.0
 
-        def posed(scene: KeyPoints, matches: Matches) -> tuple[NDArray[np.float64], NDArray[np.bool_]] | None:
+        def posed(scene: KeyPoints, matches: Matches) -> tuple[NDArray[np.float64], Matches, float, float] | None:
             a, b = keypoints.positions[matches[:, 0]], scene.positions[matches[:, 1]]
             found = scene_pose(a, b, max(max_error * size, 1e-9), seed, scale)
-            return None if found is None else (found.T_b_from_a, found.inliers)
+            if found is None:
+                return None
+            inliers = matches[found.inliers]
+            return found.T_b_from_a, inliers, float(found.inliers.mean()), weight * float(np.log1p(len(inliers)))
 
-        arguments = (keypoints.descriptors, keypoints.scores, posed, shortlist, verify, weight)
+        arguments = (keypoints.descriptors, keypoints.scores, posed, shortlist, verify)
         return self._query("scene", *arguments, leave_out)[:top]
 
     def query_vector(self, vector: Tensor, top: int = 10) -> list[tuple[str, float]]:
-        """The scenes with a pooled vector nearest to `vector` [D], a sentence's for one, and their cosines."""
-        vector = normalize(self._checked(vector[None], "the vector"), dim=1)
+        """The scenes with pooled vectors nearest to `vector` [D], a sentence's for one, and their cosines.
+
+        Of several vectors [P, D], such as `pool` makes of a query's key points, the mean cosine counts.
+        """
+        vector = normalize(self._checked(torch.atleast_2d(vector), "the vector"), dim=1)
         if not self._entries:
             return []
         best, order = coarse_similarity(vector, self._pools()).topk(min(top, len(self)))
@@ -296,7 +308,6 @@ class SceneRepository:
         posed: Posed,
         shortlist: int,
         verify: int,
-        weight: float,
         leave_out: Collection[str] = (),
     ) -> list[Answer]:
         """The answers from the shortlist, in order."""
@@ -307,15 +318,13 @@ class SceneRepository:
         entries = [self._entries[name] for name in names]
         similarity, cosines = local_similarity(query, [e.pack.descriptors[e.pack.rows(e.row)] for e in entries])
         poses: list[NDArray[np.float64] | None] = [None] * len(names)
-        inliers, share = [np.zeros((0, 2), dtype=np.int64)] * len(names), np.zeros(len(names))
+        inliers, fit, bonus = [np.zeros((0, 2), dtype=np.int64)] * len(names), *np.zeros((2, len(names)))
         for place in similarity.argsort(descending=True, stable=True)[:verify].tolist():
-            matches = mutual_matches(cosines[place].T)
-            found = posed(self.scene(names[place]), matches)
+            found = posed(self.scene(names[place]), mutual_matches(cosines[place].T))
             if found is not None:
-                poses[place], right = found
-                inliers[place], share[place] = matches[right], right.mean()
+                poses[place], inliers[place], fit[place], bonus[place] = found
         weights = self.calibration.get(kind, UNCALIBRATED)
-        return ranked(names, similarity.double().numpy(), poses, inliers, share, weight, weights)
+        return ranked(names, similarity.double().numpy(), poses, inliers, fit, bonus, weights)
 
     def _shortlist(self, query: Tensor, scores: Tensor, count: int, leave_out: Collection[str]) -> list[str]:
         """Names of the scenes whose pooled vectors are nearest to those of a query."""

@@ -1,0 +1,140 @@
+"""`sift_pnp`: image -> scene the classical way, by SIFT on the query and on every training view of every scene.
+
+A training view's key points lie where their rays meet the scene's voxels, so a scene is a cloud of points with
+RootSIFT descriptors (Lowe 2004; Arandjelovic and Zisserman 2012). Each key point of a query votes for the scene of its
+nearest neighbour, unless the nearest of another scene is about as near (Lowe's ratio test, between scenes: views of one
+scene show the same point often). The best VERIFIED scenes are verified by PnP on mutual matches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize
+
+from condense.cameras import Cameras
+from condense.keypoints import ImageKeyPoints, KeyPoints, load_keypoints, sample_map, save_keypoints
+from condense.links import load_links
+from condense.poses import image_pose, mutual_matches
+from condense.ranking import UNCALIBRATED, Answer, ranked
+from condense.raymarch import accumulate, render_weights, sample_rays, trilinear
+from condense.tasks.scenes import Plan, truths_of
+from condense.tasks.scenes_results import Outcome, outcome
+from condense.voxels import VoxelScene, index_volume
+
+VERIFIED = 5
+RATIO = 0.8  # the largest ratio of distances, nearest scene to next, of a vote; 1 lets all vote
+MAX_ERROR = 0.03  # reprojection error of an inlier, as a share of the longer side of the image
+WEIGHT = 0.1  # of log(1 + inliers) against the share of key points that vote
+
+
+class Sift:
+    """SIFT by COLMAP with RootSIFT descriptors.
+
+    Args:
+        enlarge: how often images are enlarged; SIFT doubles once more.
+        peak: the least contrast of a key point.
+        upright: leave orientation out of the descriptor: the cameras are held level.
+    """
+
+    def __init__(self, enlarge: int = 2, peak: float = 0.002, upright: bool = True) -> None:
+        options = pycolmap.FeatureExtractionOptions()
+        options.use_gpu, options.num_threads = False, 1
+        options.sift.peak_threshold, options.sift.upright, options.sift.max_num_orientations = peak, upright, 1
+        self.enlarge, self.extractor = enlarge, pycolmap.Sift(options, pycolmap.Device.cpu)
+
+    def __call__(self, image: Tensor, mask: Tensor) -> ImageKeyPoints:
+        """The key points [K] on the mask (uint8 [H, W], 255 = object) of an image [H, W, 3] uint8."""
+        grey = (image.float() @ torch.tensor([0.299, 0.587, 0.114]))[None, None] / 255
+        large = interpolate(grey, scale_factor=float(self.enlarge), mode="bicubic").clamp(0, 1)[0, 0].numpy()
+        places, found = self.extractor.extract((large * 255).round().astype(np.uint8))
+        at = torch.from_numpy(places[:, :2].copy()).reshape(-1, 2) / self.enlarge
+        descriptors = normalize(torch.from_numpy(np.array(found)).float().reshape(-1, 128), dim=1)
+        size = (image.shape[1], image.shape[0])
+        kept = sample_map(mask[None].float(), at, size)[:, 0] >= 127.5
+        return ImageKeyPoints(at[kept], torch.ones(int(kept.sum())), descriptors[kept], size)
+
+
+def surface_points(scene: VoxelScene, cameras: Cameras, view: int, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Where rays through image points meet a scene: mean depth along the ray, as volume rendering weighs it.
+
+    Args:
+        scene: its voxels.
+        cameras: in the scene's capture units.
+        view: which camera.
+        pixels: [K, 2].
+
+    Returns:
+        [K, 3] world points, and [K] bool, whether at least half of the ray's light ends in the scene.
+    """
+    origins, directions = cameras.pixel_rays(view, pixels)
+    index = index_volume(scene)
+    samples = sample_rays(origins, directions, scene.grid, index >= 0)
+    voxel, corner = trilinear(samples.position, index)
+    weights = render_weights((corner * scene.density[voxel]).sum(1), samples)
+    sums = accumulate(weights, torch.stack([samples.t.float(), torch.ones_like(weights)], 1), samples)  # [K, 2]
+    return origins + directions * (sums[:, :1] / sums[:, 1:].clamp_min(1e-9)), sums[:, 1] >= 0.5
+
+
+def sift_scene(path: Path, sift: Sift) -> KeyPoints:
+    """All training views' SIFT key points of a links file, on its surface; normals are 0."""
+    links = load_links(path, ("train",))
+    points, descriptors = [torch.zeros(0, 3)], [torch.zeros(0, 128)]
+    for view in links.views:
+        found = sift(view.image, view.mask)
+        at, hit = surface_points(links.scene, view.camera, 0, found.positions)
+        points.append(at[hit])
+        descriptors.append(found.descriptors[hit])
+    positions = torch.cat(points)
+    zeros = torch.zeros_like(positions)
+    return KeyPoints(positions, zeros, torch.ones(len(positions)), torch.cat(descriptors), zeros)
+
+
+def sift_answers(
+    image: ImageKeyPoints, K: Tensor, names: Sequence[str], scenes: Sequence[KeyPoints], ratio: float
+) -> list[Answer]:
+    """The scenes an image may show, best first; K [3, 3] in pixels."""
+    cosines = [scene.descriptors @ image.descriptors.T for scene in scenes]  # [N, Q] each
+    best = torch.stack([c.amax(0) if len(c) else c.new_full((c.shape[1],), -1.0) for c in cosines])  # [S, Q]
+    distance = (2 - 2 * best).clamp_min(0).sqrt()
+    two = distance.topk(min(2, len(names)), dim=0, largest=False)
+    clear = two.values[0] <= ratio * two.values[-1] if len(names) > 1 else torch.ones(best.shape[1], dtype=torch.bool)
+    votes = torch.bincount(two.indices[0][clear], minlength=len(names)).double() / max(1, best.shape[1])
+    votes += 1e-3 * best.double().mean(1)  # breaks ties
+    poses, inliers, share = [None] * len(names), [np.zeros((0, 2), np.int64)] * len(names), np.zeros(len(names))
+    for place in votes.argsort(descending=True, stable=True)[:VERIFIED].tolist():
+        matches = mutual_matches(cosines[place].T)
+        pixels, points = image.positions[matches[:, 0]], scenes[place].positions[matches[:, 1]]
+        found = image_pose(pixels, points, K, image.size, MAX_ERROR * max(image.size))
+        if found is not None:
+            poses[place], inliers[place] = found.T_world_from_camera, matches[found.inliers]  # type: ignore[call-overload]
+            share[place] = found.inliers.mean()
+    bonus = WEIGHT * np.log1p([len(pairs) for pairs in inliers])
+    return ranked(names, votes.numpy(), poses, inliers, share, bonus, UNCALIBRATED)
+
+
+def sift_outcomes(kept: Path, plan: Plan, sift: Sift | None = None, ratio: float = RATIO) -> list[Outcome]:
+    """All queries of a plan. One job of `parallel_map`.
+
+    Args:
+        kept: HDF5 file that keeps the scenes' key points.
+        plan: what is searched and asked.
+        sift: the detector; by default what was best on validation captures.
+        ratio: see RATIO.
+    """
+    sift = sift or Sift()
+    if not kept.is_file():
+        save_keypoints(kept, {name: sift_scene(path, sift) for name, path in plan.scenes.items()})
+    scenes, truths = load_keypoints(kept, list(plan.scenes)), truths_of(plan)
+    clouds = [scene for scene in scenes.values() if isinstance(scene, KeyPoints)]
+    found = []
+    for query in plan.queries():
+        image = sift(query.image, query.mask)
+        answers = sift_answers(image, query.camera.K[0], list(scenes), clouds, ratio) if len(image) else []
+        found.append(outcome(query, answers[:10], truths.get(query.scene)))
+    return found
