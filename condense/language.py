@@ -156,7 +156,7 @@ class TextMap(nn.Module):
 
     @torch.no_grad()
     def heat(self, vectors: Tensor, features: Tensor) -> Tensor:
-        """[P, N] how much more each feature fits each phrase than features of training captures do, in their deviations.
+        """[P, N] how much better each feature fits a phrase than those of training captures do, in deviations.
 
         Args:
             vectors: [P, T] of phrases.

@@ -1,0 +1,386 @@
+"""Scenes asked for in words: retrieval, "there is none", heat on voxels, classes and labels by name alone.
+
+The map between text and features learns from captions of training captures that pre-training saw; held-out phrasings
+are never trained on. Thresholds come from VAL captures. Methods, all with the same sentences, training and tuning:
+
+- `condense`: voxels of the 3D network and cells of the student.
+- `lift`: the frozen 2D network's cells, and the same lifted to voxels.
+- `pooled_teacher`: one mean cell of the frozen network a capture; asked about voxels, it looks at lifted features.
+- `bag_of_words`, `captions`: they read the captions of the asked-for captures, which no other method sees. The words
+  in common (TF-IDF), and the sentence encoder's best cosine: an upper reference for texts, not a rival.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from condense.language import (
+    Bank,
+    LanguageParams,
+    TextMap,
+    bank,
+    margin_threshold,
+    save_text_map,
+    score_texts,
+    stand_out,
+    train_text_map,
+)
+from condense.languagequeries import (
+    Queries,
+    attribute_queries,
+    caption_queries,
+    coloured_things,
+    count_queries,
+    part_phrases,
+    relation_queries,
+    with_article,
+)
+from condense.links import Links, load_links
+from condense.metrics import confusion
+from condense.model import Model, load_model, student_cells, voxel_features
+from condense.tasks.matching import max_similarity
+
+VOXELS, VIEWS = 400, 3  # seen voxels, and training views, of a capture that are looked at
+SEEN = 0.01  # summed weight in training views from which a voxel counts as seen
+Vectors = Mapping[str, Tensor]
+Scores = dict[str, NDArray[np.float64]]  # {metric: [captures], or [1] where captures are not its units}
+
+
+@dataclass(frozen=True)
+class Described:
+    """A capture as one method sees it.
+
+    Args:
+        name: of the capture; meta: of the capture.
+        rows: [N] of its voxels that are looked at.
+        voxels: [N, D] their features.
+        cells: [M, D] features of foreground cells of training views.
+        asked: [Q, D] features of each test view's foreground cells.
+    """
+
+    name: str
+    meta: dict[str, Any]
+    rows: Tensor
+    voxels: Tensor
+    cells: Tensor
+    asked: tuple[Tensor, ...]
+
+
+@torch.no_grad()
+def describe(links: Links, model: Model | None) -> Described:
+    """The features of a capture by a trained model, or the frozen network's, kept in the links, for None."""
+    seen = torch.nonzero(links.seen > SEEN)[:, 0]
+    seen = seen if len(seen) else torch.arange(len(links.scene))
+    draw = np.random.default_rng(0).permutation(len(seen))[:VOXELS]
+    rows = seen[torch.from_numpy(np.sort(draw))]
+    train = [view for view in links.views if view.split == "train"][:VIEWS]
+    test = [view for view in links.views if view.split == "test"]
+    if model is None:
+        voxels, cells = links.lifted[rows], [view.teacher.float() for view in train + test]
+    else:
+        voxels = voxel_features(model.net3d, [links.scene])[0][rows]
+        sizes = [len(view.teacher) for view in train + test]
+        cells = list(student_cells(model.student, [view.image for view in train + test]).split(sizes))
+    kept = [part[view.foreground] for part, view in zip(cells, train + test, strict=True)]
+    some = torch.cat(kept[: len(train)])
+    return Described(links.name, links.meta, rows, voxels, some, tuple(kept[len(train) :]))
+
+
+def learns(meta: Mapping[str, Any]) -> bool:
+    """Whether the map may learn from a capture's captions."""
+    return meta.get("split") == "train" and not meta.get("heldout_class") and bool(meta.get("captions"))
+
+
+def all_texts(metas: Sequence[dict[str, Any]]) -> list[str]:
+    """Every text that training and the tests on these captures need, to be encoded once for all methods and seeds."""
+    asked = [meta for meta in metas if meta.get("split") in ("val", "test")]
+    texts = [text for meta in metas if learns(meta) for text in meta["captions"]]
+    for split in ("val", "test"):
+        some = [meta for meta in asked if meta["split"] == split]
+        rooms = [meta for meta in some if meta["kind"] == "room"]
+        for queries in (caption_queries(some), caption_queries(some, "captions"), attribute_queries(some)):
+            texts += queries.texts
+        texts += [*count_queries(rooms).texts, *relation_queries(rooms).texts]
+    for meta in asked:
+        texts += [*part_phrases(meta).values(), *map(with_article, meta.get("parts", {}).values())]
+    texts += [with_article(str(meta["class"])) for meta in metas]
+    return list(dict.fromkeys(texts))
+
+
+def method_scores(
+    method: str,
+    folder: Path | None,
+    paths: Sequence[Path],
+    labels: Mapping[str, NDArray[np.integer]],
+    vectors: Vectors,
+    params: LanguageParams,
+    seed: int,
+    target: Path,
+) -> tuple[Scores, dict[str, NDArray[np.int64]]]:
+    """Trains one map, writes it, and asks it everything. One job of `parallel_map`.
+
+    Args:
+        method: "condense", "lift" or "pooled_teacher".
+        folder: of the trained model; None for the frozen network's features.
+        paths: links of all captures.
+        labels: {capture: [voxels] label} of val and test captures.
+        vectors: of `all_texts`.
+        params: of training.
+        seed: of training.
+        target: the file of the map.
+
+    Returns:
+        `evaluate` on test captures, and the confusions of `name_voxels`, {"part", "semantic"}.
+    """
+    model = None if folder is None else load_model(folder)
+    everything = [describe(load_links(path, ("train", "test")), model) for path in paths]
+    pooled = method == "pooled_teacher"
+    train = [some for some in everything if learns(some.meta)]
+    count = 1 if pooled else params.centres
+    banks = [bank([some.cells for some in train], count)]
+    if not pooled:
+        banks.append(bank([some.voxels for some in train], count))
+    text_map = train_text_map(banks, [some.meta["captions"] for some in train], vectors, params, seed)
+    save_text_map(target, text_map)
+    val, test = ([some for some in everything if some.meta["split"] == split] for split in ("val", "test"))
+    known = {pair for some in train for pair in coloured_things(some.meta)}
+    scores = evaluate(text_map, val, test, labels, vectors, known, count)
+    return scores, name_voxels(text_map, test, labels, vectors)
+
+
+def evaluate(
+    text_map: TextMap,
+    val: Sequence[Described],
+    test: Sequence[Described],
+    labels: Mapping[str, NDArray[np.integer]],
+    vectors: Vectors,
+    known: set[tuple[str, str]],
+    centres: int,
+) -> Scores:
+    """Every number of one map; see the functions below.
+
+    Args:
+        text_map: learned.
+        val: captures that thresholds are set on; test: captures that are asked.
+        labels: {capture: [voxels] label}.
+        vectors: of `all_texts`.
+        known: (colour, class) that some training capture has.
+        centres: a capture is condensed to.
+    """
+    by = (lambda some: some.cells) if centres == 1 else (lambda some: some.voxels)
+    scenes = {"val": bank([by(s) for s in val], centres), "test": bank([by(s) for s in test], centres)}
+    metas = {"val": [some.meta for some in val], "test": [some.meta for some in test]}
+    result = retrieval(text_map, scenes["test"], metas["test"], vectors)
+    views = bank([torch.cat(some.asked) for some in test], centres)
+    result["text_to_2d_recall_at_1"] = retrieval(text_map, views, metas["test"], vectors)["scene_recall_at_1"]
+    result["text_to_3d_recall_at_1"] = result["scene_recall_at_1"]
+    result |= across(test)
+    result |= negatives(text_map, scenes, metas, vectors, known)
+    result |= by_name(text_map, scenes["test"], metas["test"], vectors)
+    threshold = max(THRESHOLDS, key=lambda t: np.nanmean(grounding(text_map, val, labels, vectors, t)))
+    result["grounding_miou"] = grounding(text_map, test, labels, vectors, threshold)
+    return result
+
+
+def ask(text_map: TextMap, queries: Queries, scenes: Bank, vectors: Vectors) -> NDArray[np.float32]:
+    """[Q, S] scores of the queries' texts."""
+    return score_texts(text_map, [vectors[text] for text in queries.texts], scenes)
+
+
+def recall(scores: NDArray[np.floating], right: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
+    """[Q] 1 where a right scene is among the first `k`; a wrong scene that scores the same comes first."""
+    best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
+    return (((scores >= best) & ~right).sum(axis=1) < k).astype(float)
+
+
+def precision(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """[Q] average precision; NaN for a query without a right scene."""
+    pairs = zip(right, scores, strict=True)
+    return np.array([average_precision_score(true, row) if true.any() else np.nan for true, row in pairs])
+
+
+def by_capture(values: NDArray[np.float64], right: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """[S] mean over the queries that each scene answers; NaN without one."""
+    count = right.sum(axis=0)
+    total = np.where(right, values[:, None], 0).sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def retrieval(text_map: TextMap, scenes: Bank, metas: Sequence[dict[str, Any]], vectors: Vectors) -> Scores:
+    """Held-out phrasings: `scene_*` among scenes of classes that were trained on, `all_*` among all of them."""
+    queries = caption_queries(metas)
+    return recalls(ask(text_map, queries, scenes, vectors), queries, metas) | rooms_scores(
+        text_map, scenes, metas, vectors
+    )
+
+
+def recalls(scores: NDArray[np.floating], queries: Queries, metas: Sequence[dict[str, Any]]) -> Scores:
+    """Recall and average precision of scores [Q, S] by capture."""
+    heldout = np.array([bool(meta.get("heldout_class")) for meta in metas])
+    groups = {"scene": ~heldout, "all": np.ones_like(heldout)}
+    result: Scores = {}
+    for name, kept in groups.items():
+        rows = queries.right[:, kept].any(axis=1)
+        some, right = scores[rows][:, kept], queries.right[rows][:, kept]
+        for k in (1, 5):
+            result[f"{name}_recall_at_{k}"] = by_capture(recall(some, right, k), right)
+        result[f"{name}_map"] = by_capture(precision(some, right), right)
+    if heldout.any():
+        right = queries.right[:, heldout]
+        rows = right.any(axis=1)
+        result["heldout_class_recall_at_1"] = by_capture(recall(scores[rows], queries.right[rows], 1), right[rows])
+    return result
+
+
+def rooms_scores(text_map: TextMap, scenes: Bank, metas: Sequence[dict[str, Any]], vectors: Vectors) -> Scores:
+    """`count_map` and `relation_map`: among rooms, and what a random order would get, `..._chance`."""
+    rows = np.array([i for i, meta in enumerate(metas) if meta["kind"] == "room"], dtype=np.int64)
+    rooms = [metas[row] for row in rows]
+    result: Scores = {}
+    for name, queries in (("count", count_queries(rooms)), ("relation", relation_queries(rooms))):
+        if queries.texts:
+            scores = ask(text_map, queries, scenes[torch.from_numpy(rows)], vectors)
+            result[f"{name}_map"] = precision(scores, queries.right)
+            result[f"{name}_chance_map"] = chance_precision(queries.right)
+    return result
+
+
+def chance_precision(right: NDArray[np.bool_], draws: int = 200) -> NDArray[np.float64]:
+    """[Q] mean average precision of random orders."""
+    rng = np.random.default_rng(0)
+    return np.mean([precision(rng.random(right.shape), right) for _ in range(draws)], axis=0)
+
+
+def across(test: Sequence[Described]) -> Scores:
+    """Recall at 1 between images and voxels without any text: both directions of the same features."""
+    views = [torch.cat(some.asked) for some in test]
+    own = np.eye(len(test), dtype=bool)
+    store = [some.voxels[::3] for some in test]
+    few = [view[:: max(1, len(view) // 64)] for view in views]
+    return {
+        "2d_to_3d_recall_at_1": recall(max_similarity(few, store), own, 1),
+        "3d_to_2d_recall_at_1": recall(max_similarity([voxels[::2] for voxels in store], views), own, 1),
+    }
+
+
+def negatives(
+    text_map: TextMap,
+    scenes: Mapping[str, Bank],
+    metas: Mapping[str, Sequence[dict[str, Any]]],
+    vectors: Vectors,
+    known: set[tuple[str, str]],
+) -> Scores:
+    """ "a red armchair": average precision where a scene fits, and whether one fits at all.
+
+    `new_combination_map` is of colours and classes that no training capture has together. `negative_accuracy` is the
+    mean of both kinds' accuracies, at a threshold set on val captures.
+    """
+    queries = {split: attribute_queries(some) for split, some in metas.items()}
+    scores = {split: ask(text_map, queries[split], scenes[split], vectors) for split in metas}
+    best = {split: stand_out(values).max(axis=1) for split, values in scores.items()}
+    present = {split: some.right.any(axis=1) for split, some in queries.items()}
+    found = precision(scores["test"], queries["test"].right)
+    fresh = np.array([text not in {with_article(" ".join(pair)) for pair in known} for text in queries["test"].texts])
+    result: Scores = {"attribute_map": found[present["test"]]}
+    if (fresh & present["test"]).any():
+        result["new_combination_map"] = found[fresh & present["test"]]
+    if all(some.any() and not some.all() for some in present.values()):
+        threshold = margin_threshold(best["val"], present["val"])
+        hit = (best["test"] >= threshold) == present["test"]
+        result["negative_accuracy"] = np.array([(hit[present["test"]].mean() + hit[~present["test"]].mean()) / 2])
+        result["negative_auroc"] = np.array([roc_auc_score(present["test"], best["test"])])
+    return result
+
+
+def by_name(text_map: TextMap, scenes: Bank, metas: Sequence[dict[str, Any]], vectors: Vectors) -> Scores:
+    """Zero-shot classification of objects by the names of their classes, each kind among names of its kind."""
+    result: Scores = {}
+    for metric, heldout in (("class_zero_shot_acc", False), ("heldout_class_zero_shot_acc", True)):
+        rows = [i for i, m in enumerate(metas) if m["kind"] == "object" and bool(m.get("heldout_class")) == heldout]
+        names = sorted({str(metas[i]["class"]) for i in rows})
+        if len(names) > 1:
+            scores = score_texts(text_map, [vectors[with_article(n)] for n in names], scenes[torch.tensor(rows)])
+            named = np.array(names)[scores.argmax(axis=0)]
+            result[metric] = (named == np.array([metas[i]["class"] for i in rows])).astype(float)
+    return result
+
+
+THRESHOLDS = tuple(np.arange(-0.5, 3.1, 0.25))  # of the heat of a phrase, in deviations
+
+
+def grounding(
+    text_map: TextMap,
+    captures: Sequence[Described],
+    labels: Mapping[str, NDArray[np.integer]],
+    vectors: Vectors,
+    threshold: float,
+) -> NDArray[np.float64]:
+    """[S] mean IoU over an object's phrases ("four splayed pink legs") of voxels hotter than `threshold` and the part.
+
+    Voxels without a label are left out. NaN for a capture that has no phrase or no label.
+    """
+    result = np.full(len(captures), np.nan)
+    for place, some in enumerate(captures):
+        own = labels[some.name][some.rows.numpy()] if some.name in labels else np.zeros(0)
+        number = {part: int(label) for label, part in some.meta.get("parts", {}).items()}
+        shares = []
+        for part, phrase in part_phrases(some.meta).items():
+            true = own[own > 0] == number[part] if part in number else np.zeros(0, bool)
+            if true.any():
+                hot = text_map.heat(vectors[phrase], some.voxels).mean(0).numpy()[own > 0] > threshold
+                shares.append((hot & true).sum() / (hot | true).sum())
+        if shares:
+            result[place] = np.mean(shares)
+    return result
+
+
+def name_voxels(
+    text_map: TextMap, captures: Sequence[Described], labels: Mapping[str, NDArray[np.integer]], vectors: Vectors
+) -> dict[str, NDArray[np.int64]]:
+    """Zero-shot segmentation: each voxel gets the name, of those of its own capture's labels, that it is hottest for.
+
+    Returns:
+        {"part", "semantic"}: confusions [S, C, C] of objects and of rooms; label 0 is left out.
+    """
+    found: dict[str, list[NDArray[np.int64]]] = {"part": [], "semantic": []}
+    for some in captures:
+        names = {int(label): str(name) for label, name in some.meta.get("parts", {}).items()}
+        if some.name in labels and names:
+            heat = torch.stack([text_map.heat(vectors[with_article(n)], some.voxels).mean(0) for n in names.values()])
+            named = np.array(list(names))[heat.argmax(dim=0).numpy()]
+            kind = "semantic" if some.meta["kind"] == "room" else "part"
+            found[kind].append(confusion(named, labels[some.name][some.rows.numpy()], 64))
+    return {kind: np.stack(some) for kind, some in found.items() if some}
+
+
+def caption_scores(encode: Any, metas: Sequence[dict[str, Any]]) -> dict[str, Scores]:
+    """`captions` and `bag_of_words`: held-out phrasings against the captures' own captions.
+
+    Args:
+        encode: texts -> unit vectors [N, T].
+        metas: of the test captures.
+    """
+    queries = caption_queries(metas)
+    texts = [text for meta in metas for text in meta["captions"]]
+    owner = np.repeat(np.arange(len(metas)), [len(meta["captions"]) for meta in metas])
+    words = TfidfVectorizer().fit(texts)
+    cosines = {
+        "captions": normalize(encode(queries.texts), dim=1).numpy() @ normalize(encode(texts), dim=1).numpy().T,
+        "bag_of_words": (words.transform(queries.texts) @ words.transform(texts).T).toarray(),
+    }
+    result = {}
+    for method, cosine in cosines.items():
+        scores = np.stack([cosine[:, owner == scene].max(axis=1) for scene in range(len(metas))], axis=1)
+        result[method] = recalls(scores, queries, metas)
+    return result
