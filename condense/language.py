@@ -58,7 +58,8 @@ class Bank:
     shares: Tensor
     means: Tensor
 
-    def __getitem__(self, rows: Tensor) -> Bank:
+    def __getitem__(self, rows: Tensor | NDArray[np.integer]) -> Bank:
+        """Some of the scenes."""
         return Bank(self.centres[rows], self.shares[rows], self.means[rows])
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -188,8 +188,8 @@ def evaluate(
     result |= across(test)
     result |= negatives(text_map, scenes, metas, vectors, known)
     result |= by_name(text_map, scenes["test"], metas["test"], vectors)
-    threshold = max(THRESHOLDS, key=lambda t: np.nanmean(grounding(text_map, val, labels, vectors, t)))
-    result["grounding_miou"] = grounding(text_map, test, labels, vectors, threshold)
+    chosen = int(np.nanmean(grounding(text_map, val, labels, vectors), axis=0).argmax())
+    result["grounding_miou"] = grounding(text_map, test, labels, vectors)[:, chosen]
     return result
 
 
@@ -205,9 +205,12 @@ def recall(scores: NDArray[np.floating], right: NDArray[np.bool_], k: int) -> ND
 
 
 def precision(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """[Q] average precision; NaN for a query without a right scene."""
-    pairs = zip(right, scores, strict=True)
-    return np.array([average_precision_score(true, row) if true.any() else np.nan for true, row in pairs])
+    """[Q] average precision; NaN for a query without a right scene. Of equal scores, wrong scenes come first."""
+    order = np.lexsort((right, -scores), axis=1)
+    hit = np.take_along_axis(right, order, axis=1)
+    so_far = np.cumsum(hit, axis=1) / np.arange(1, right.shape[1] + 1)
+    total = hit.sum(axis=1)
+    return np.where(total > 0, (so_far * hit).sum(axis=1) / np.maximum(total, 1), np.nan)
 
 
 def by_capture(values: NDArray[np.float64], right: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -256,7 +259,7 @@ def rooms_scores(text_map: TextMap, scenes: Bank, metas: Sequence[dict[str, Any]
     return result
 
 
-def chance_precision(right: NDArray[np.bool_], draws: int = 200) -> NDArray[np.float64]:
+def chance_precision(right: NDArray[np.bool_], draws: int = 100) -> NDArray[np.float64]:
     """[Q] mean average precision of random orders."""
     rng = np.random.default_rng(0)
     return np.mean([precision(rng.random(right.shape), right) for _ in range(draws)], axis=0)
@@ -289,7 +292,7 @@ def negatives(
     queries = {split: attribute_queries(some) for split, some in metas.items()}
     scores = {split: ask(text_map, queries[split], scenes[split], vectors) for split in metas}
     best = {split: stand_out(values).max(axis=1) for split, values in scores.items()}
-    present = {split: some.right.any(axis=1) for split, some in queries.items()}
+    present = {split: np.asarray(some.right.any(axis=1)) for split, some in queries.items()}
     found = precision(scores["test"], queries["test"].right)
     fresh = np.array([text not in {with_article(" ".join(pair)) for pair in known} for text in queries["test"].texts])
     result: Scores = {"attribute_map": found[present["test"]]}
@@ -320,28 +323,26 @@ THRESHOLDS = tuple(np.arange(-0.5, 3.1, 0.25))  # of the heat of a phrase, in de
 
 
 def grounding(
-    text_map: TextMap,
-    captures: Sequence[Described],
-    labels: Mapping[str, NDArray[np.integer]],
-    vectors: Vectors,
-    threshold: float,
+    text_map: TextMap, captures: Sequence[Described], labels: Mapping[str, NDArray[np.integer]], vectors: Vectors
 ) -> NDArray[np.float64]:
-    """[S] mean IoU over an object's phrases ("four splayed pink legs") of voxels hotter than `threshold` and the part.
+    """[S, T] mean IoU over an object's phrases ("four splayed pink legs") of the part and of voxels that are hot.
 
-    Voxels without a label are left out. NaN for a capture that has no phrase or no label.
+    A column a threshold of `THRESHOLDS`. Voxels without a label are left out. NaN for a capture without a phrase.
     """
-    result = np.full(len(captures), np.nan)
+    result = np.full((len(captures), len(THRESHOLDS)), np.nan)
     for place, some in enumerate(captures):
-        own = labels[some.name][some.rows.numpy()] if some.name in labels else np.zeros(0)
-        number = {part: int(label) for label, part in some.meta.get("parts", {}).items()}
-        shares = []
-        for part, phrase in part_phrases(some.meta).items():
-            true = own[own > 0] == number[part] if part in number else np.zeros(0, bool)
-            if true.any():
-                hot = text_map.heat(vectors[phrase], some.voxels).mean(0).numpy()[own > 0] > threshold
-                shares.append((hot & true).sum() / (hot | true).sum())
-        if shares:
-            result[place] = np.mean(shares)
+        said = part_phrases(some.meta)
+        if some.name not in labels or not said:
+            continue
+        own = labels[some.name][some.rows.numpy()]
+        number = {part: int(label) for label, part in some.meta["parts"].items()}
+        heat = torch.cat([text_map.heat(vectors[phrase], some.voxels).mean(0, True) for phrase in said.values()])
+        hot = heat.numpy()[:, None, own > 0] > np.array(THRESHOLDS)[:, None]  # [P, T, N]
+        true = np.stack([own[own > 0] == number[part] for part in said])[:, None]  # [P, 1, N]
+        shares = (hot & true).sum(-1) / np.maximum((hot | true).sum(-1), 1)
+        seen = true.any(axis=(1, 2))
+        if seen.any():
+            result[place] = shares[seen].mean(axis=0)
     return result
 
 
