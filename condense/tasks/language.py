@@ -13,7 +13,6 @@ are never trained on. Thresholds come from VAL captures. Methods, all with the s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from condense.language import (
@@ -46,60 +44,11 @@ from condense.languagequeries import (
     relation_queries,
     with_article,
 )
-from condense.links import Links, load_links
-from condense.metrics import confusion
-from condense.model import Model, load_model, student_cells, voxel_features
+from condense.links import load_links
+from condense.model import load_model
+from condense.tasks.described import Described, describe, learns
+from condense.tasks.grounding import Scores, Vectors, by_name, grounding, name_voxels
 from condense.tasks.matching import max_similarity
-
-VOXELS, VIEWS = 400, 3  # seen voxels, and training views, of a capture that are looked at
-SEEN = 0.01  # summed weight in training views from which a voxel counts as seen
-Vectors = Mapping[str, Tensor]
-Scores = dict[str, NDArray[np.float64]]  # {metric: [captures], or [1] where captures are not its units}
-
-
-@dataclass(frozen=True)
-class Described:
-    """A capture as one method sees it.
-
-    Args:
-        name: of the capture; meta: of the capture.
-        rows: [N] of its voxels that are looked at.
-        voxels: [N, D] their features.
-        cells: [M, D] features of foreground cells of training views.
-        asked: [Q, D] features of each test view's foreground cells.
-    """
-
-    name: str
-    meta: dict[str, Any]
-    rows: Tensor
-    voxels: Tensor
-    cells: Tensor
-    asked: tuple[Tensor, ...]
-
-
-@torch.no_grad()
-def describe(links: Links, model: Model | None) -> Described:
-    """The features of a capture by a trained model, or the frozen network's, kept in the links, for None."""
-    seen = torch.nonzero(links.seen > SEEN)[:, 0]
-    seen = seen if len(seen) else torch.arange(len(links.scene))
-    draw = np.random.default_rng(0).permutation(len(seen))[:VOXELS]
-    rows = seen[torch.from_numpy(np.sort(draw))]
-    train = [view for view in links.views if view.split == "train"][:VIEWS]
-    test = [view for view in links.views if view.split == "test"]
-    if model is None:
-        voxels, cells = links.lifted[rows], [view.teacher.float() for view in train + test]
-    else:
-        voxels = voxel_features(model.net3d, [links.scene])[0][rows]
-        sizes = [len(view.teacher) for view in train + test]
-        cells = list(student_cells(model.student, [view.image for view in train + test]).split(sizes))
-    kept = [part[view.foreground] for part, view in zip(cells, train + test, strict=True)]
-    some = torch.cat(kept[: len(train)])
-    return Described(links.name, links.meta, rows, voxels, some, tuple(kept[len(train) :]))
-
-
-def learns(meta: Mapping[str, Any]) -> bool:
-    """Whether the map may learn from a capture's captions."""
-    return meta.get("split") == "train" and not meta.get("heldout_class") and bool(meta.get("captions"))
 
 
 def all_texts(metas: Sequence[dict[str, Any]]) -> list[str]:
@@ -304,65 +253,6 @@ def negatives(
         result["negative_accuracy"] = np.array([(hit[present["test"]].mean() + hit[~present["test"]].mean()) / 2])
         result["negative_auroc"] = np.array([roc_auc_score(present["test"], best["test"])])
     return result
-
-
-def by_name(text_map: TextMap, scenes: Bank, metas: Sequence[dict[str, Any]], vectors: Vectors) -> Scores:
-    """Zero-shot classification of objects by the names of their classes, each kind among names of its kind."""
-    result: Scores = {}
-    for metric, heldout in (("class_zero_shot_acc", False), ("heldout_class_zero_shot_acc", True)):
-        rows = [i for i, m in enumerate(metas) if m["kind"] == "object" and bool(m.get("heldout_class")) == heldout]
-        names = sorted({str(metas[i]["class"]) for i in rows})
-        if len(names) > 1:
-            scores = score_texts(text_map, [vectors[with_article(n)] for n in names], scenes[torch.tensor(rows)])
-            named = np.array(names)[scores.argmax(axis=0)]
-            result[metric] = (named == np.array([metas[i]["class"] for i in rows])).astype(float)
-    return result
-
-
-THRESHOLDS = tuple(np.arange(-0.5, 3.1, 0.25))  # of the heat of a phrase, in deviations
-
-
-def grounding(
-    text_map: TextMap, captures: Sequence[Described], labels: Mapping[str, NDArray[np.integer]], vectors: Vectors
-) -> NDArray[np.float64]:
-    """[S, T] mean IoU over an object's phrases ("four splayed pink legs") of the part and of voxels that are hot.
-
-    A column a threshold of `THRESHOLDS`. Voxels without a label are left out. NaN for a capture without a phrase.
-    """
-    result = np.full((len(captures), len(THRESHOLDS)), np.nan)
-    for place, some in enumerate(captures):
-        said = part_phrases(some.meta)
-        if some.name not in labels or not said:
-            continue
-        own = labels[some.name][some.rows.numpy()]
-        number = {part: int(label) for label, part in some.meta["parts"].items()}
-        heat = torch.cat([text_map.heat(vectors[phrase], some.voxels).mean(0, True) for phrase in said.values()])
-        hot = heat.numpy()[:, None, own > 0] > np.array(THRESHOLDS)[:, None]  # [P, T, N]
-        true = np.stack([own[own > 0] == number[part] for part in said])[:, None]  # [P, 1, N]
-        shares = (hot & true).sum(-1) / np.maximum((hot | true).sum(-1), 1)
-        seen = true.any(axis=(1, 2))
-        if seen.any():
-            result[place] = shares[seen].mean(axis=0)
-    return result
-
-
-def name_voxels(
-    text_map: TextMap, captures: Sequence[Described], labels: Mapping[str, NDArray[np.integer]], vectors: Vectors
-) -> dict[str, NDArray[np.int64]]:
-    """Zero-shot segmentation: each voxel gets the name, of those of its own capture's labels, that it is hottest for.
-
-    Returns:
-        {"part", "semantic"}: confusions [S, C, C] of objects and of rooms; label 0 is left out.
-    """
-    found: dict[str, list[NDArray[np.int64]]] = {"part": [], "semantic": []}
-    for some in captures:
-        names = {int(label): str(name) for label, name in some.meta.get("parts", {}).items()}
-        if some.name in labels and names:
-            heat = torch.stack([text_map.heat(vectors[with_article(n)], some.voxels).mean(0) for n in names.values()])
-            named = np.array(list(names))[heat.argmax(dim=0).numpy()]
-            kind = "semantic" if some.meta["kind"] == "room" else "part"
-            found[kind].append(confusion(named, labels[some.name][some.rows.numpy()], 64))
-    return {kind: np.stack(some) for kind, some in found.items() if some}
 
 
 def caption_scores(encode: Any, metas: Sequence[dict[str, Any]]) -> dict[str, Scores]:
