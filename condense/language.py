@@ -36,8 +36,8 @@ REFERENCE = 1024  # features of training captures that the heat of a phrase is c
 class LanguageParams:
     """Learning the map from captions."""
 
-    steps: int = 150
-    batch: int = 112  # captures a step
+    steps: int = 200
+    batch: int = 48  # captures a step
     lr: float = 4e-3  # highest; rises for a tenth of the steps, then falls along a cosine
     weight_decay: float = 0.1
     dropout: float = 0.2  # of sentence vectors and what is made of them

@@ -45,6 +45,7 @@ from condense.languagequeries import (
     with_article,
 )
 from condense.links import load_links
+from condense.metrics import interval, segmentation_scores
 from condense.model import load_model
 from condense.tasks.described import Described, describe, learns
 from condense.tasks.grounding import Scores, Vectors, by_name, grounding, name_voxels
@@ -275,3 +276,22 @@ def caption_scores(encode: Any, metas: Sequence[dict[str, Any]]) -> dict[str, Sc
         scores = np.stack([cosine[:, owner == scene].max(axis=1) for scene in range(len(metas))], axis=1)
         result[method] = recalls(scores, queries, metas)
     return result
+
+
+def metric_file(
+    scores: Mapping[str, Sequence[Scores]], confusions: Mapping[str, Sequence[Mapping[str, NDArray[np.int64]]]]
+) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    """{method: {metric: {"mean", "ci95", "n"}}} of each method's seeds.
+
+    Args:
+        scores: {method: of each seed}, as `evaluate` and `caption_scores` return them.
+        confusions: {method: of each seed}, as `name_voxels` returns them.
+    """
+    metrics = {}
+    for method, seeds in scores.items():
+        values = {name: np.stack([some[name] for some in seeds]) for name in seeds[0]}
+        metrics[method] = {name: interval(some) for name, some in values.items() if np.isfinite(some).any()}
+    for method, tables in confusions.items():
+        for kind in tables[0] if tables else ():
+            metrics[method][f"{kind}_zero_shot_miou"] = segmentation_scores([some[kind] for some in tables])["miou"]
+    return metrics
