@@ -1,0 +1,62 @@
+"""A capture as one method sees it: some of its voxels, cells of its images, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from condense.links import Links
+from condense.model import Model, student_cells, voxel_features
+
+VOXELS, VIEWS = 400, 3  # seen voxels, and training views, of a capture that are looked at
+SEEN = 0.01  # summed weight in training views from which a voxel counts as seen
+
+
+@dataclass(frozen=True)
+class Described:
+    """A capture as one method sees it.
+
+    Args:
+        name: of the capture; meta: of the capture.
+        rows: [N] of its voxels that are looked at.
+        voxels: [N, D] their features.
+        cells: [M, D] features of foreground cells of training views.
+        asked: [Q, D] features of each test view's foreground cells.
+    """
+
+    name: str
+    meta: dict[str, Any]
+    rows: Tensor
+    voxels: Tensor
+    cells: Tensor
+    asked: tuple[Tensor, ...]
+
+
+@torch.no_grad()
+def describe(links: Links, model: Model | None) -> Described:
+    """The features of a capture by a trained model, or the frozen network's, kept in the links, for None."""
+    seen = torch.nonzero(links.seen > SEEN)[:, 0]
+    seen = seen if len(seen) else torch.arange(len(links.scene))
+    draw = np.random.default_rng(0).permutation(len(seen))[:VOXELS]
+    rows = seen[torch.from_numpy(np.sort(draw))]
+    train = [view for view in links.views if view.split == "train"][:VIEWS]
+    test = [view for view in links.views if view.split == "test"]
+    if model is None:
+        voxels, cells = links.lifted[rows], [view.teacher.float() for view in train + test]
+    else:
+        voxels = voxel_features(model.net3d, [links.scene])[0][rows]
+        sizes = [len(view.teacher) for view in train + test]
+        cells = list(student_cells(model.student, [view.image for view in train + test]).split(sizes))
+    kept = [part[view.foreground] for part, view in zip(cells, train + test, strict=True)]
+    some = torch.cat(kept[: len(train)])
+    return Described(links.name, links.meta, rows, voxels, some, tuple(kept[len(train) :]))
+
+
+def learns(meta: Mapping[str, Any]) -> bool:
+    """Whether the map may learn from a capture's captions."""
+    return meta.get("split") == "train" and not meta.get("heldout_class") and bool(meta.get("captions"))
