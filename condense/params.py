@@ -145,6 +145,22 @@ class AblationParams:
 
 
 @dataclass(frozen=True)
+class Rivals2dParams:
+    """The image network's rivals, in `rivals2d.py`; all else is as in `PretrainParams`."""
+
+    fit3d_lr: float = 1e-3
+    dvt_lr: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Features2dParams:
+    """Measuring image features."""
+
+    views: int = 3  # of each training capture that probes learn from
+    cells: int = 16_000  # that one probe is fitted on, at most
+
+
+@dataclass(frozen=True)
 class SparseParams:
     """Key-point training, from the pre-trained networks on; one run for each of their seeds."""
 
@@ -182,6 +198,31 @@ class SparseParams:
 
 
 @dataclass(frozen=True)
+class VariantsParams:
+    """Test captures that are captured again, and whose near-duplicates are; of built-in captures only."""
+
+    per_class: int = 2  # objects of each class
+    rooms: int = 4
+    classes: int = 0  # of objects, the first so many; 0 takes all
+
+
+@dataclass(frozen=True)
+class KeypointsParams:
+    """Measuring key points."""
+
+    per_class: int = 3  # test captures of each class; 0 takes all
+    aliked: str = ""  # file of ALIKED's weights, which needs kornia; "" leaves it out
+
+
+@dataclass(frozen=True)
+class ScenesParams:
+    """Asking a repository of scenes."""
+
+    distractors: int = 160  # training captures in it, at most
+    views: int = 2  # photographs of a capture that ask
+
+
+@dataclass(frozen=True)
 class ClassificationParams:
     """Fine-tuning for classification."""
 
@@ -216,7 +257,12 @@ class Params:
     pretrain: PretrainParams = field(default_factory=PretrainParams)
     baselines: BaselinesParams = field(default_factory=BaselinesParams)
     ablations: AblationParams = field(default_factory=AblationParams)
+    rivals2d: Rivals2dParams = field(default_factory=Rivals2dParams)
+    features2d: Features2dParams = field(default_factory=Features2dParams)
     sparse: SparseParams = field(default_factory=SparseParams)
+    variants: VariantsParams = field(default_factory=VariantsParams)
+    keypoints: KeypointsParams = field(default_factory=KeypointsParams)
+    scenes: ScenesParams = field(default_factory=ScenesParams)
     classification: ClassificationParams = field(default_factory=ClassificationParams)
     segmentation: SegmentationParams = field(default_factory=SegmentationParams)
 

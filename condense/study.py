@@ -51,11 +51,24 @@ SECTIONS = [
         "or the same once rendered (<code>distill</code>).",
     ),
     Section(
+        "rivals2d",
+        "Rivals of the image network",
+        "Two ways to better the frozen image network by many views without a 3D network, on the same captures and steps: "
+        "fine-tuning on lifted features (<code>fit3d</code>, after FiT3D), and denoising (<code>dvt</code>, after DVT).",
+    ),
+    Section(
         "features2d",
         "2D features",
-        "The trained image network (<code>student</code>) against the frozen one (<code>teacher</code>) on unseen views of "
-        "unseen captures. <code>lifted</code> and <code>rendered</code> are not 2D networks: they show what the geometry "
-        "alone, and the 3D network, make of the same view.",
+        "The trained image network (<code>student</code>) against the frozen one (<code>teacher</code>) and its rivals on "
+        "unseen views of unseen captures. <code>lifted</code> and <code>rendered</code> are not 2D networks: they give each "
+        "voxel one feature in every view, so their matching is that of the geometry; <code>lifted_halves</code> describes "
+        "the two views of a pair by disjoint halves of the training views. "
+        '<a href="tables/features2d_paired.csv">Paired differences</a>.',
+        (
+            *("consistency_margin", "variance_explained", "match_at_1px", "match_at_2px", "match_at_4px"),
+            *("norm_outliers", "tv_ratio", "part_probe_miou", "part_probe_1pct_miou", "semantic_probe_miou"),
+            *("semantic_probe_1pct_miou", "depth_probe_rmse", "normals_probe_deg"),
+        ),
     ),
     Section(
         "classification",

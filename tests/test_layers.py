@@ -33,9 +33,10 @@ sparse
 extraction sparsebatch
 joint baselines ablations
 pretrain
-sparsetrain
+sparsetrain rivals2d
 tasks
 figures charts viewer
+features2dfigures
 report run notebooks study
 benchmarks plainfit
 repositorybench pipebench gpucheck cli
