@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from condense.extraction import condense_scene, detect_images
 from condense.keypoints import ImageKeyPoints, KeyPoints, spread_maxima, stored_bytes
 from condense.links import LinkedView, Links, as_batch, load_links
 from condense.metrics import interval
@@ -47,7 +48,7 @@ from condense.rivaldetectors import (
     grid_voxels,
     random_pixels,
 )
-from condense.sparse import SparseModel, condense_scene, detect_images, load_sparse
+from condense.sparse import SparseModel, load_sparse
 from condense.tasks.matching import spread
 from condense.viewpairs import (
     MeshSurface,
