@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condense.extraction import condense_scene, detect_images
+from condense.extraction import condense_scene, condense_views, detect_images
 from condense.keypoints import ImageKeyPoints, KeyPoints, spread_maxima, stored_bytes
 from condense.links import LinkedView, Links, as_batch, load_links
 from condense.metrics import interval
@@ -152,16 +152,21 @@ def model_points(
     }
 
 
-def scene_points(model: SparseModel, scene: VoxelScene, rng: np.random.Generator) -> dict[str, KeyPoints]:
-    """SCENE key points of a scene by the model, and its descriptors at random, grid and spread voxels."""
-    every = condense_scene(model, scene, len(scene))
+def scene_points(
+    model: SparseModel, scene: VoxelScene, known: Sequence[LinkedView], rng: np.random.Generator
+) -> dict[str, KeyPoints]:
+    """SCENE key points of a scene with `known` views, by the model; its descriptors at random, grid and spread voxels.
+
+    Those of `voxels_alone` are made without looking at the views.
+    """
+    every = condense_views(model, scene, known, len(scene))
     rows = {
         "condense": spread_maxima(every.positions, every.scores, SCENE),
         "random_voxels": torch.from_numpy(rng.permutation(len(every))[:SCENE]),
         "grid_voxels": grid_voxels(every.positions, SCENE),
         "farthest_voxels": spread(every.positions, SCENE),
     }
-    return {name: every[some] for name, some in rows.items()}
+    return {"voxels_alone": condense_scene(model, scene, SCENE)} | {name: every[some] for name, some in rows.items()}
 
 
 @dataclass(frozen=True)
@@ -224,8 +229,22 @@ def view_scene_scores(
     return {name: float(np.mean(values)) for name, values in scores.items()} | {"bytes_a_scene": stored_bytes(scene)}
 
 
-def capture_scores(links: Links, models: Sequence[SparseModel], rivals: Mapping[str, Detector], seed: int) -> Scores:
-    """The metrics of one capture, by every model and rival (one is "sift"); {} with less than two views."""
+def capture_scores(
+    links: Links,
+    known: Sequence[LinkedView],
+    models: Sequence[SparseModel],
+    rivals: Mapping[str, Detector],
+    seed: int,
+) -> Scores:
+    """The metrics of one capture, by every model and rival (one is "sift"); {} with less than two views.
+
+    Args:
+        links: the capture with the views that are measured.
+        known: the views that its key points may be made from.
+        models: one a seed.
+        rivals: other detectors.
+        seed: of the random places.
+    """
     what, key = scenery(links), zlib.crc32(links.name.encode())
     if not what.pairs:
         return {}
@@ -239,13 +258,13 @@ def capture_scores(links: Links, models: Sequence[SparseModel], rivals: Mapping[
     blind = {look: blind_places(view.mask, counts[look], rng) for look, view in what.views.items()}
     for number, model in enumerate(models):
         views = {look: model_points(model, view, counts[look], blind[look]) for look, view in what.views.items()}
-        scenes = scene_points(model, links.scene, np.random.default_rng((seed, key, number)))
+        scenes = scene_points(model, links.scene, known, np.random.default_rng((seed, key, number)))
         for name in next(iter(views.values())):
             points = {look: by_name[name] for look, by_name in views.items()}
             own = view_scene_scores(what, points, scenes["condense"])
             _add(result, name, two_view_scores(what, points) | own)
         points = {look: by_name["condense"] for look, by_name in views.items()}
-        for name in ("random_voxels", "grid_voxels", "farthest_voxels"):
+        for name in ("voxels_alone", "random_voxels", "grid_voxels", "farthest_voxels"):
             _add(result, name, view_scene_scores(what, points, scenes[name]))
     return result
 
@@ -268,7 +287,10 @@ def keypoint_rows(paths: Sequence[Path], models: Sequence[Path], aliked: str = "
     if aliked_ready(aliked):
         rivals["aliked"] = Aliked(Path(aliked))
     loaded = [load_sparse(folder) for folder in models]
-    return [capture_scores(load_links(path, ("test",)), loaded, rivals, seed) for path in paths]
+    return [
+        capture_scores(load_links(path, ("test",)), load_links(path, ("train",)).views, loaded, rivals, seed)
+        for path in paths
+    ]
 
 
 def keypoint_metrics(rows: Sequence[Scores]) -> dict[str, dict[str, dict[str, float | int | None]]]:
