@@ -6,8 +6,8 @@ key points are matched, the scenes laid over each other, and the alignment judge
 - `condense`: key points of the scene model.
 - `fpfh`: key points described by shape alone (`geometrydescriptor`); all else as `condense`.
 - `pooled`, `pooled_teacher`, `shape_histogram`: the cosine of one vector a scene, nothing else: the scene model's, the
-  frozen network's features lifted from the training views and averaged (a recoloured copy keeps those of the original:
-  an advantage), and a histogram over heights and radii.
+  frozen network's features lifted from the training views and averaged, and a histogram over heights and radii. Derived
+  scenes have no images: they keep the lifted features of what they were made from, an advantage of `pooled_teacher`.
 """
 
 from __future__ import annotations
