@@ -59,7 +59,7 @@ def draw_answer(
     order = np.argsort(-depth)
     order = order[facing[order]]
     colours = scene_keypoints.colours.numpy().clip(0, 1)
-    right.scatter(*pixels[order].T, s=14, c=colours[order], linewidths=0)
+    right.scatter(pixels[order, 0], pixels[order, 1], s=14, c=colours[order], linewidths=0)
     pairs = answer.inliers[np.linspace(0, len(answer.inliers) - 1, min(LINES, len(answer.inliers))).astype(int)]
     hues = plt.get_cmap("hsv")(np.linspace(0, 0.9, max(1, len(pairs))))
     for (here, there), hue in zip(pairs, hues, strict=False):

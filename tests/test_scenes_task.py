@@ -133,7 +133,7 @@ class TestMetrics:
             made("b", ["b"], 0.7, errors=(30.0, 0.3)),
             made("c", ["a"], 0.65, UNKNOWN),
         ]
-        row = scene_metrics({"m": [seed, seed]})["m"]
+        row = scene_metrics({"condense": [seed, seed]})["condense"]
         assert row["recall_at_1"]["mean"] == pytest.approx(0.75) and row["recall_at_1"]["n"] == 2
         assert row["recall_at_5"]["mean"] == 1
         assert row["pose_success"]["mean"] == pytest.approx(0.25)
@@ -141,6 +141,10 @@ class TestMetrics:
         assert row["unknown_auroc"]["mean"] == pytest.approx((0.5 + 1) / 2)  # scene by scene: 1 of 2, then 1 of 1
         assert row["brier"]["mean"] == pytest.approx(((0.1**2 + 0.6**2) / 2 + 0.3**2) / 2)
         assert "recall_at_1" + SAME_LIGHT not in row
+        without = scene_metrics(
+            {"pooled_teacher": [[made("a", ["a"]), made("b", ["a"]), made("c", ["a"], 0.1, UNKNOWN)]]}
+        )
+        assert "pose_success" not in without["pooled_teacher"] and "brier" not in without["pooled_teacher"]
 
     def test_confusions_curve_and_reliability(self):
         seed = [made("a", ["a"], 0.9), made("b", ["a"], 0.2), made("b", ["c"], 0.3), made("b", ["a"], 0.1)]

@@ -22,6 +22,7 @@ from condense.voxels import VoxelScene
 SAME_LIGHT, UNKNOWN = "_same_light", "_unknown"  # endings of queries
 DEGREES, SHARE = 5.0, 0.05  # a pose is right below so many degrees and such a share of the scene's size
 LOOSE = 4  # a pose is nearly right within so many times that
+CALIBRATED = ("condense", "lifted_teacher")
 Metrics = dict[str, dict[str, dict[str, float | int | None]]]
 
 
@@ -158,13 +159,17 @@ def scene_metrics(outcomes: Mapping[str, Sequence[Sequence[Outcome]]]) -> Metric
             asked = [[o for o in seed if o.ending == ending] for seed in seeds]
             if not asked[0]:
                 continue
-            for name, value in MEASURES.items():
-                row[name + ending] = interval([_by_scene(some, [value(o) for o in some]) for some in asked])
             posed = np.array([o.errors for some in asked for o in some if np.isfinite(o.errors[0])])
+            for name, value in MEASURES.items():
+                if name.startswith("pose") and not len(posed):
+                    continue
+                row[name + ending] = interval([_by_scene(some, [value(o) for o in some]) for some in asked])
             if len(posed):
                 row[f"median_rotation_deg{ending}"] = median_interval(posed[:, 0])
                 row[f"median_translation_size{ending}"] = median_interval(posed[:, 1])
         row |= _of_scores(seeds)
+        if method not in CALIBRATED:  # its scores rank answers, but are no probabilities
+            row.pop("brier", None)
         metrics[method] = row
     return metrics
 

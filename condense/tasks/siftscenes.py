@@ -46,15 +46,15 @@ class Sift:
         options = pycolmap.FeatureExtractionOptions()
         options.use_gpu, options.num_threads = False, 1
         options.sift.peak_threshold, options.sift.upright, options.sift.max_num_orientations = peak, upright, 1
-        self.enlarge, self.extractor = enlarge, pycolmap.Sift(options, pycolmap.Device.cpu)
+        self.enlarge, self.extractor = enlarge, pycolmap.FeatureExtractor.create(options, pycolmap.Device.cpu)
 
     def __call__(self, image: Tensor, mask: Tensor) -> ImageKeyPoints:
         """The key points [K] on the mask (uint8 [H, W], 255 = object) of an image [H, W, 3] uint8."""
         grey = (image.float() @ torch.tensor([0.299, 0.587, 0.114]))[None, None] / 255
         large = interpolate(grey, scale_factor=float(self.enlarge), mode="bicubic").clamp(0, 1)[0, 0].numpy()
-        places, found = self.extractor.extract((large * 255).round().astype(np.uint8))
-        at = torch.from_numpy(places[:, :2].copy()).reshape(-1, 2) / self.enlarge
-        descriptors = normalize(torch.from_numpy(np.array(found)).float().reshape(-1, 128), dim=1)
+        places, found = self.extractor.extract_from_uint8_array((large * 255).round().astype(np.uint8))
+        at = torch.tensor([(place.x, place.y) for place in places]).reshape(-1, 2) / self.enlarge
+        descriptors = normalize(torch.from_numpy(np.array(found.data)).float().reshape(-1, 128), dim=1)
         size = (image.shape[1], image.shape[0])
         kept = sample_map(mask[None].float(), at, size)[:, 0] >= 127.5
         return ImageKeyPoints(at[kept], torch.ones(int(kept.sum())), descriptors[kept], size)
