@@ -128,7 +128,7 @@ class TextMap(nn.Module):
             torch.manual_seed(seed)
             self.text, self.text_whole = two_layers(text_dim, dropout), two_layers(text_dim, dropout)
             self.local, self.whole = two_layers(dim, 0.0), two_layers(dim, 0.0)
-        self.weight = nn.Linear(text_dim, 2)  # how much a phrase counts, locally and as a whole
+            self.weight = nn.Linear(text_dim, 2)  # how much a phrase counts, locally and as a whole
         nn.init.zeros_(self.weight.weight)
         nn.init.zeros_(self.weight.bias)
         self.log_scale, self.log_sharpness = nn.Parameter(torch.tensor(1.6)), nn.Parameter(torch.tensor(2.3))

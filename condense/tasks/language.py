@@ -23,6 +23,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import normalize
 
+from condense.captures.capture import Capture
 from condense.language import (
     Bank,
     LanguageParams,
@@ -50,6 +51,8 @@ from condense.model import load_model
 from condense.tasks.described import Described, describe, learns
 from condense.tasks.grounding import Scores, Vectors, by_name, grounding, name_voxels
 from condense.tasks.matching import max_similarity
+from condense.tasks.pointclouds import read_points
+from condense.tasks.segmentation import voxel_labels
 
 
 def all_texts(metas: Sequence[dict[str, Any]]) -> list[str]:
@@ -66,6 +69,22 @@ def all_texts(metas: Sequence[dict[str, Any]]) -> list[str]:
         texts += [*part_phrases(meta).values(), *map(with_article, meta.get("parts", {}).values())]
     texts += [with_article(str(meta["class"])) for meta in metas]
     return list(dict.fromkeys(texts))
+
+
+def surface_labels(captures: Sequence[Capture], links: Path) -> dict[str, NDArray[np.integer]]:
+    """{capture: [voxels] label} of val and test captures with a labelled surface; 0 = no label.
+
+    Args:
+        captures: of any split.
+        links: folder of their links.
+    """
+    found: dict[str, NDArray[np.integer]] = {}
+    for capture in captures:
+        surface = read_points(capture.folder) if capture.meta.get("split") in ("val", "test") else None
+        if surface is not None:
+            scene = load_links(links / f"{capture.name}.safetensors", ()).scene
+            found[capture.name] = voxel_labels(scene, surface)
+    return found
 
 
 def method_scores(
@@ -134,8 +153,8 @@ def evaluate(
     result = retrieval(text_map, scenes["test"], metas["test"], vectors)
     views = bank([torch.cat(some.asked) for some in test], centres)
     result["text_to_2d_recall_at_1"] = retrieval(text_map, views, metas["test"], vectors)["scene_recall_at_1"]
-    result["text_to_3d_recall_at_1"] = result["scene_recall_at_1"]
-    result |= across(test)
+    if centres > 1:  # one mean of the images' cells is no 3D
+        result |= {"text_to_3d_recall_at_1": result["scene_recall_at_1"], **across(test)}
     result |= negatives(text_map, scenes, metas, vectors, known)
     result |= by_name(text_map, scenes["test"], metas["test"], vectors)
     chosen = int(np.nanmean(grounding(text_map, val, labels, vectors), axis=0).argmax())
