@@ -26,8 +26,7 @@ def condense_scene(model: SparseModel, scene: VoxelScene, count: int = 256) -> K
         scene: the voxels.
         count: at most so many key points, spread over the scene (see `spread_maxima`).
     """
-    descriptors, logits = model.voxel_head(voxel_features(model.dense.net3d, [scene])[0])
-    return _decorated(scene, descriptors, keypoint_score(logits), count)
+    return condense_features(model, scene, voxel_features(model.dense.net3d, [scene])[0], count)
 
 
 @torch.no_grad()
@@ -68,6 +67,13 @@ def lift_views(model: SparseModel, scene: VoxelScene, views: Sequence[LinkedView
         )
     seen = weights.sum(1)
     return normalize(total[:, :-1], dim=1), total[:, -1] / seen.clamp_min(1e-6), seen
+
+
+@torch.no_grad()
+def condense_features(model: SparseModel, scene: VoxelScene, dense: Tensor, count: int = 256) -> KeyPoints:
+    """The key points of a scene whose voxels have the dense features [N, D], such as lifted ones."""
+    descriptors, logits = model.voxel_head(dense)
+    return _decorated(scene, descriptors, keypoint_score(logits), count)
 
 
 def _decorated(scene: VoxelScene, descriptors: Tensor, scores: Tensor, count: int) -> KeyPoints:

@@ -164,18 +164,18 @@ class Features2dParams:
 class SparseParams:
     """Key-point training, from the pre-trained networks on; one run for each of their seeds."""
 
-    steps: int = 600
-    warmup: int = 30
+    steps: int = 300
+    warmup: int = 15
     captures: int = 6  # a step
     views: int = 4  # of a capture, at least 2
     voxels: int = 2_500  # of the captures whose scenes the 3D network sees, twice, at most
     samples: int = 96  # voxels of a capture
     temperature: float = 0.07
-    match_weight: float = 1.0
-    reliable_weight: float = 1.0
-    distinct_weight: float = 1.0
-    lift_weight: float = 1.0
-    dense_weight: float = 0.2
+    match_weight: float = 4.0
+    reliable_weight: float = 0.2
+    distinct_weight: float = 0.2
+    lift_weight: float = 0.2
+    dense_weight: float = 0.1
     cells: int = 512  # rows contrasted in the dense terms, as in `PretrainParams`
     dense_temperature: float = 0.1
     drop_above: float = 0.6

@@ -28,7 +28,8 @@ from condense.geometrydescriptor import shape_keypoints
 from condense.keypoints import KeyPoints
 from condense.links import Links, load_links
 from condense.ranking import pool
-from condense.sparse import condense_scene, load_sparse
+from condense.extraction import condense_scene
+from condense.sparse import load_sparse
 from condense.tasks.descriptors import shape_histogram
 from condense.variantset import Derived, cropped, overlapping, recoloured, rotated
 from condense.voxels import VoxelScene

@@ -33,7 +33,8 @@ from condense.model import new_model
 from condense.params import SparseParams
 from condense.ranking import Answer, calibrate, pool
 from condense.repository import SceneRepository
-from condense.sparse import SparseModel, condense_features, condense_scene, detect_images, load_sparse
+from condense.extraction import condense_features, condense_views, detect_images
+from condense.sparse import SparseModel, load_sparse
 from condense.sparsebatch import relit
 from condense.tasks.scenes_results import SAME_LIGHT, UNKNOWN, Outcome, Query, Truth, outcome, truth_of
 from condense.voxels import VoxelScene
@@ -121,8 +122,9 @@ class Condensed:
     count: int = POINTS  # of a photograph
 
     def scene(self, links: Links, count: int) -> KeyPoints:
-        """From the voxels alone."""
-        return condense_scene(self.model, links.scene, count)
+        """From the voxels and the training views."""
+        known = [view for view in links.views if view.split == "train"]
+        return condense_views(self.model, links.scene, known, count)
 
     def images(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> list[ImageKeyPoints]:
         """From the trained image network."""
