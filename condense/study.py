@@ -98,8 +98,8 @@ SECTIONS = [
         ),
     ),
     Section(
-        "retrieval",
-        "Image to capture by dense features",
+        "matching",
+        "Image to capture",
         "Which capture does an unseen view show? <code>condense</code> compares the student's cells with voxel features; "
         "<code>pooled_teacher</code> and <code>lifted_teacher</code> use the frozen network with the same data.",
     ),

@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from condense.alignment import Shape, align
+from condense.extraction import condense_scene
 from condense.geometrydescriptor import shape_keypoints
 from condense.keypoints import KeyPoints
 from condense.links import Links, load_links
 from condense.ranking import pool
-from condense.extraction import condense_scene
 from condense.sparse import load_sparse
 from condense.tasks.descriptors import shape_histogram
 from condense.variantset import Derived, cropped, overlapping, recoloured, rotated

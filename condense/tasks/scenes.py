@@ -27,13 +27,13 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from condense.backbone2d import load_backbone
+from condense.extraction import condense_features, condense_views, detect_images
 from condense.keypoints import ImageKeyPoints, KeyPoints, load_keypoints, save_keypoints, spread_maxima
 from condense.links import Links, as_batch, load_links
 from condense.model import new_model
 from condense.params import SparseParams
 from condense.ranking import Answer, calibrate, pool
 from condense.repository import SceneRepository
-from condense.extraction import condense_features, condense_views, detect_images
 from condense.sparse import SparseModel, load_sparse
 from condense.sparsebatch import relit
 from condense.tasks.scenes_results import SAME_LIGHT, UNKNOWN, Outcome, Query, Truth, outcome, truth_of
