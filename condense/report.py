@@ -55,7 +55,17 @@ def metric_table(metrics: dict[str, Any], columns: tuple[str, ...] = ()) -> pd.D
     return pd.DataFrame.from_dict(rows, orient="index", columns=names).rename_axis("method")
 
 
-UNITS = {"db": "dB", "seconds": "s", "cosine": "", "rank": "", "count": ""}
+UNITS = {
+    "db": "dB",
+    "seconds": "s",
+    "cosine": "",
+    "rank": "",
+    "count": "",
+    "scene": "B",
+    "deg": "°",
+    "inside": "",
+    "across": "",
+}
 
 
 def unit(metric: str) -> str | None:

@@ -57,6 +57,12 @@ SECTIONS = [
         "fine-tuning on lifted features (<code>fit3d</code>, after FiT3D), and denoising (<code>dvt</code>, after DVT).",
     ),
     Section(
+        "sparse",
+        "Learning key points",
+        "Heads on both networks score and describe places. A voxel that several views see says which pixels belong "
+        "together; no label is used.",
+    ),
+    Section(
         "features2d",
         "2D features",
         "The trained image network (<code>student</code>) against the frozen one (<code>teacher</code>) and its rivals on "
@@ -102,6 +108,19 @@ SECTIONS = [
         "Image to capture",
         "Which capture does an unseen view show? <code>condense</code> compares the student's cells with voxel features; "
         "<code>pooled_teacher</code> and <code>lifted_teacher</code> use the frozen network with the same data.",
+    ),
+    Section(
+        "keypoints",
+        "Key points",
+        "Found again in another held-out view, and matched, with as many key points of every method as SIFT finds. "
+        "<code>random</code>, <code>grid</code> and <code>farthest</code> are the trained descriptors at places chosen blindly: "
+        "within 3 pixels of a small image much is found again by chance. The scene's key points come from its training "
+        "views; <code>voxels_alone</code> are those of the 3D network. "
+        '<a href="tables/keypoints_by_kind.csv">Objects and rooms apart</a>.',
+        (
+            *("repeatability", "repeatability_1px", "matching_accuracy_3px", "matching_accuracy_3px_new_light"),
+            *("agreement_2d_3d_1px", "image_to_scene_accuracy_3px", "bytes_a_scene"),
+        ),
     ),
     Section(
         "ablations",

@@ -15,7 +15,8 @@ grid
 voxels
 datasets
 keypoints
-poses ranking repositoryfiles
+poses ranking repositoryfiles text languagequeries
+posesearch geometrydescriptor alignment language
 repository
 raymarch
 rayoperator
@@ -28,15 +29,15 @@ backbone3d
 teacher
 losses
 links
-model batches
+model batches variantset
 sparse
-extraction sparsebatch
+extraction sparsebatch viewpairs
 joint baselines ablations
 pretrain
 sparsetrain rivals2d
-tasks
+tasks rivaldetectors
 figures charts viewer
-features2dfigures
+features2dfigures keypointfigures languagefigures overlays scenefigures
 report run notebooks study
 benchmarks plainfit
 repositorybench pipebench gpucheck cli
