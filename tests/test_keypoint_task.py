@@ -223,7 +223,7 @@ def test_all_methods_find_equally_many(model):
     assert {name: [len(p) for p in some] for name, some in found.items()} == {
         name: [12, 20] for name in ("condense", "random", "grid", "farthest")
     }
-    assert {len(p) for p in scene_points(model, links.scene, rng).values()} == {256}
+    assert {len(p) for p in scene_points(model, links.scene, links.views[1:], rng).values()} == {256}
 
 
 def test_new_light_leaves_the_geometry(model):
@@ -242,7 +242,7 @@ def test_the_whole_benchmark(model, tmp_path):
     save_sparse(tmp_path / "seed_0", model)
     rows = keypoint_rows(paths, [tmp_path / "seed_0"] * 2)
     metrics = keypoint_metrics(rows)
-    assert set(metrics) == {"condense", "sift", "random", "grid", "farthest"} | {
+    assert set(metrics) == {"condense", "sift", "random", "grid", "farthest", "voxels_alone"} | {
         f"{name}_voxels" for name in ("random", "grid", "farthest")
     }
     assert {f"repeatability{end}" for end in ("", "_1px", "_own_count", "_new_light")} <= set(metrics["sift"])
@@ -255,5 +255,5 @@ def test_the_whole_benchmark(model, tmp_path):
 
 def test_a_capture_with_one_view_has_no_row(model):
     links = toy_links(0)
-    assert capture_scores(dataclasses.replace(links, views=links.views[:1]), [model], {}, 0) == {}
+    assert capture_scores(dataclasses.replace(links, views=links.views[:1]), [], [model], {}, 0) == {}
     assert keypoint_metrics([{}]) == {}

@@ -165,7 +165,7 @@ def _bytes(image: Tensor) -> Tensor:
 def condensed(describer: Describer, paths: Sequence[Path], kept: Path) -> dict[str, KeyPoints]:
     """The key points of scenes by name, at most max(COUNTS) each; read from the file `kept` if it is there."""
     if not kept.is_file():
-        links = (load_links(path, ()) for path in paths)
+        links = (load_links(path, ("train",)) for path in paths)
         save_keypoints(kept, {scene.name: describer.scene(scene, max(COUNTS)) for scene in links})
     return load_keypoints(kept)  # type: ignore[return-value]
 
