@@ -198,14 +198,6 @@ class SparseParams:
 
 
 @dataclass(frozen=True)
-class KeypointsParams:
-    """Measuring key points."""
-
-    per_class: int = 3  # test captures of each class; 0 takes all
-    aliked: str = ""  # file of ALIKED's weights, which needs kornia; "" leaves it out
-
-
-@dataclass(frozen=True)
 class ClassificationParams:
     """Fine-tuning for classification."""
 
@@ -243,7 +235,6 @@ class Params:
     rivals2d: Rivals2dParams = field(default_factory=Rivals2dParams)
     features2d: Features2dParams = field(default_factory=Features2dParams)
     sparse: SparseParams = field(default_factory=SparseParams)
-    keypoints: KeypointsParams = field(default_factory=KeypointsParams)
     classification: ClassificationParams = field(default_factory=ClassificationParams)
     segmentation: SegmentationParams = field(default_factory=SegmentationParams)
 

@@ -110,19 +110,6 @@ SECTIONS = [
         "<code>pooled_teacher</code> and <code>lifted_teacher</code> use the frozen network with the same data.",
     ),
     Section(
-        "keypoints",
-        "Key points",
-        "Found again in another held-out view, and matched, with as many key points of every method as SIFT finds. "
-        "<code>random</code>, <code>grid</code> and <code>farthest</code> are the trained descriptors at places chosen blindly: "
-        "within 3 pixels of a small image much is found again by chance. The scene's key points come from its training "
-        "views; <code>voxels_alone</code> are those of the 3D network. "
-        '<a href="tables/keypoints_by_kind.csv">Objects and rooms apart</a>.',
-        (
-            *("repeatability", "repeatability_1px", "matching_accuracy_3px", "matching_accuracy_3px_new_light"),
-            *("agreement_2d_3d_1px", "image_to_scene_accuracy_3px", "bytes_a_scene"),
-        ),
-    ),
-    Section(
         "ablations",
         "What matters in joint training",
         "Variants with one thing changed each, trained for fewer steps than the main runs, so comparable with each other "
