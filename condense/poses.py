@@ -14,8 +14,6 @@ import pycolmap
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from condense.keypoints import ImageKeyPoints, KeyPoints
-
 Array = NDArray[np.float64]
 TRIALS = 1000  # of RANSAC at most: 4 ms for 200 matches; enough where a fifth of them are right
 
@@ -120,33 +118,6 @@ def scene_pose(
     T = np.eye(4)
     T[:3] = found["tgt_from_src"].matrix()
     return ScenePose(T, np.asarray(found["inlier_mask"])) if np.isfinite(T).all() else None
-
-
-def refined_by_projection(
-    pose: ImagePose, image: ImageKeyPoints, scene: KeyPoints, K: ArrayLike, radius_px: float, seed: int = 0
-) -> tuple[ImagePose, NDArray[np.int64]] | None:
-    """The pose found anew from more matches: those near where `pose` projects the scene's key points.
-
-    Each visible key point of the scene (before the camera, its normal not turned away) takes the most similar of the
-    image's key points within `radius_px`; an image's key point keeps the most similar that took it.
-
-    Returns:
-        The new pose and the matches [M, 2] (image, scene) that its `inliers` number; None where it has no more
-        inliers than `pose`.
-    """
-    T, K = pose.T_world_from_camera, np.asarray(K, dtype=float)
-    points, normals = (np.asarray(values, dtype=float) for values in (scene.positions, scene.normals))
-    camera = (points - T[:3, 3]) @ T[:3, :3]
-    visible = (camera[:, 2] > 0) & (((T[:3, 3] - points) * normals).sum(1) >= 0)  # an unknown normal is 0: it stays
-    with np.errstate(divide="ignore", invalid="ignore"):
-        projected = camera[:, :2] / camera[:, 2:] * K[[0, 1], [0, 1]] + K[:2, 2]
-    distance = np.linalg.norm(np.asarray(image.positions)[:, None] - projected[None], axis=2)  # [image, scene]
-    cosine = (image.descriptors.float() @ scene.descriptors.float().T).numpy()
-    cosine = np.where(visible & (distance <= radius_px), cosine, -np.inf)
-    matches = mutual_matches(torch.from_numpy(cosine))
-    pixels, at = np.asarray(image.positions)[matches[:, 0]], points[matches[:, 1]]
-    better = image_pose(pixels, at, K, image.size, radius_px, seed)
-    return None if better is None or better.inliers.sum() <= pose.inliers.sum() else (better, matches)
 
 
 def mutual_matches(cosine: torch.Tensor) -> NDArray[np.int64]:

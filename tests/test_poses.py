@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from condense.keypoints import ImageKeyPoints, KeyPoints
 from condense.poses import (
     image_pose,
     mutual_matches,
     pose_errors,
-    refined_by_projection,
     rotation_error_deg,
     scene_pose,
 )
@@ -123,21 +121,3 @@ def test_mutual_matches_by_hand():
     cosine = torch.tensor([[0.9, 0.2, 0.1], [0.8, 0.1, 0.3], [-torch.inf, -torch.inf, -torch.inf]])
     assert mutual_matches(cosine).tolist() == [[0, 0]]  # row 1 likes column 0 too, but column 0 prefers row 0
     assert mutual_matches(torch.zeros(0, 4)).shape == (0, 2)
-
-
-def test_projection_finds_matches_that_descriptors_alone_do_not():
-    rng = np.random.default_rng(0)
-    T, points, pixels = wrong_matches(rng, right=60, wrong=0)
-    descriptors = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(60, 16))).float(), dim=1)
-    descriptors[30:] = descriptors[:30]  # repeated texture
-    towards = torch.nn.functional.normalize(torch.from_numpy(T[:3, 3] - points).float(), dim=1)
-    towards[59] *= -1  # turned away: never a match
-    flat = torch.zeros(60)
-    scene = KeyPoints(torch.from_numpy(points).float(), towards, flat, descriptors, torch.zeros(60, 3))
-    image = ImageKeyPoints(torch.from_numpy(pixels).float(), flat, descriptors, (64, 64))
-    matches = mutual_matches(image.descriptors @ scene.descriptors.T)
-    first = image_pose(pixels[matches[:, 0]], points[matches[:, 1]], K, (64, 64), 2.0)
-    assert first.inliers.sum() <= 30
-    pose, found = refined_by_projection(first, image, scene, K, 3.0)
-    assert pose.inliers.sum() > 50 and (found[:, 0] == found[:, 1]).mean() > 0.9 and 59 not in found[:, 1]
-    assert refined_by_projection(pose, image, scene, K, 1e-9) is None
