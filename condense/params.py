@@ -198,6 +198,31 @@ class SparseParams:
 
 
 @dataclass(frozen=True)
+class VariantsParams:
+    """Test captures that are captured again, and whose near-duplicates are; of built-in captures only."""
+
+    per_class: int = 2  # objects of each class
+    rooms: int = 4
+    classes: int = 0  # of objects, the first so many; 0 takes all
+
+
+@dataclass(frozen=True)
+class KeypointsParams:
+    """Measuring key points."""
+
+    captures: int = 0  # test captures, evenly taken; 0 takes all
+    aliked: str = ""  # file of ALIKED's weights, which needs kornia; "" leaves it out
+
+
+@dataclass(frozen=True)
+class ScenesParams:
+    """Asking a repository of scenes."""
+
+    distractors: int = 160  # training captures in it, at most
+    views: int = 2  # photographs of a capture that ask
+
+
+@dataclass(frozen=True)
 class ClassificationParams:
     """Fine-tuning for classification."""
 
@@ -235,6 +260,9 @@ class Params:
     rivals2d: Rivals2dParams = field(default_factory=Rivals2dParams)
     features2d: Features2dParams = field(default_factory=Features2dParams)
     sparse: SparseParams = field(default_factory=SparseParams)
+    variants: VariantsParams = field(default_factory=VariantsParams)
+    keypoints: KeypointsParams = field(default_factory=KeypointsParams)
+    scenes: ScenesParams = field(default_factory=ScenesParams)
     classification: ClassificationParams = field(default_factory=ClassificationParams)
     segmentation: SegmentationParams = field(default_factory=SegmentationParams)
 

@@ -35,7 +35,7 @@ class ImageHead(nn.Module):
     def __init__(self, dim: int, width: int = 24) -> None:
         super().__init__()
         fine, middle, coarse = width, 2 * width, 3 * width
-        self.stem = nn.Conv2d(3, fine, 5, stride=2, padding=2)
+        self.stem = nn.Conv2d(3, fine, 5, stride=2, padding=2, padding_mode="replicate")
         self.down = nn.ModuleList([Residual(fine, fine), Residual(fine, middle, 2), Residual(middle, coarse, 2)])
         self.dense, self.bottom = nn.Conv2d(dim, middle, 1), Residual(coarse, coarse)
         self.sides = nn.ModuleList([nn.Conv2d(coarse, middle, 1), nn.Conv2d(middle, fine, 1)])
@@ -65,8 +65,8 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
-        self.one = nn.Conv2d(inputs, outputs, 3, stride, 1)
-        self.norm, self.two = nn.GroupNorm(4, outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.one = nn.Conv2d(inputs, outputs, 3, stride, 1, padding_mode="replicate")
+        self.norm, self.two = nn.GroupNorm(4, outputs), nn.Conv2d(outputs, outputs, 3, padding=1, padding_mode="replicate")
         same = inputs == outputs and stride == 1
         self.skip = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride)
 

@@ -38,6 +38,12 @@ SECTIONS = [
         "class with the captures, to tell what each cell shows. It has never seen a photograph.",
     ),
     Section(
+        "variants",
+        "Variants of captures",
+        "What repositories are searched for: some test captures rendered again, from other cameras, under another light, "
+        "before another backdrop and in another world frame; and near-duplicates, which are other scenes.",
+    ),
+    Section(
         "pretrain",
         "Joint pre-training",
         "Losses, matches between the student's and the rendered cells, and effective ranks, which would fall towards 1 in a "
@@ -104,10 +110,29 @@ SECTIONS = [
         ),
     ),
     Section(
-        "matching",
-        "Image to capture",
+        "retrieval",
+        "Image to capture by dense features",
         "Which capture does an unseen view show? <code>condense</code> compares the student's cells with voxel features; "
         "<code>pooled_teacher</code> and <code>lifted_teacher</code> use the frozen network with the same data.",
+    ),
+    Section(
+        "matching",
+        "Image to scene: a searchable repository",
+        "A photograph in another light, before another background, of a scene in a repository of condensed scenes that also "
+        "holds near-duplicates and scenes that nobody asks for: which one is it, and where stood the camera? "
+        "<code>lifted_teacher</code> is the frozen network through the same repository and geometry, <code>sift_pnp</code> "
+        "SIFT on the training views, <code>pooled_teacher</code> one vector a scene. "
+        '<a href="tables/scene_confusions.csv">What is taken for what</a>.',
+        (
+            *("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_1_same_light", "pose_success"),
+            *("pose_near_symmetric_aware", "median_rotation_deg", "unknown_auroc"),
+        ),
+    ),
+    Section(
+        "duplicates",
+        "Duplicate scenes",
+        "Pairs of scenes that are one, captured again, recoloured, turned, cropped or covered in part, against all other "
+        "pairs, near-duplicates among them.",
     ),
     Section(
         "ablations",
