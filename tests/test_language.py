@@ -5,7 +5,6 @@ from torch.nn.functional import normalize
 from toys import toy_links
 
 from condense.language import (
-    LanguageParams,
     TextMap,
     bank,
     encode_phrases,
@@ -20,6 +19,7 @@ from condense.language import (
 )
 from condense.languagefigures import Heat, heat_maps, ranked_scenes
 from condense.languagequeries import attribute_queries, caption_queries, count_queries, part_phrases, relation_queries
+from condense.params import LanguageParams
 from condense.tasks.described import Described, describe, learns
 from condense.tasks.grounding import THRESHOLDS, grounding, name_voxels
 from condense.tasks.language import all_texts, by_capture, evaluate, metric_file, precision, recall

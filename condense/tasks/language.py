@@ -26,7 +26,6 @@ from torch.nn.functional import normalize
 from condense.captures.capture import Capture
 from condense.language import (
     Bank,
-    LanguageParams,
     TextMap,
     bank,
     margin_threshold,
@@ -48,6 +47,7 @@ from condense.languagequeries import (
 from condense.links import load_links
 from condense.metrics import interval, segmentation_scores
 from condense.model import load_model
+from condense.params import LanguageParams
 from condense.tasks.described import Described, describe, learns
 from condense.tasks.grounding import Scores, Vectors, by_name, grounding, name_voxels
 from condense.tasks.matching import max_similarity
