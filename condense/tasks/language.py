@@ -54,6 +54,8 @@ from condense.tasks.matching import max_similarity
 from condense.tasks.pointclouds import read_points
 from condense.tasks.segmentation import voxel_labels
 
+METHODS = ("condense", "lift", "pooled_teacher")  # that learn a map
+
 
 def all_texts(metas: Sequence[dict[str, Any]]) -> list[str]:
     """Every text that training and the tests on these captures need, to be encoded once for all methods and seeds."""
@@ -61,8 +63,8 @@ def all_texts(metas: Sequence[dict[str, Any]]) -> list[str]:
     texts = [text for meta in metas if learns(meta) for text in meta["captions"]]
     for split in ("val", "test"):
         some = [meta for meta in asked if meta["split"] == split]
-        rooms = [meta for meta in some if meta["kind"] == "room"]
-        for queries in (caption_queries(some), caption_queries(some, "captions"), attribute_queries(some)):
+        rooms = [meta for meta in some if meta.get("kind") == "room"]
+        for queries in (caption_queries(some), attribute_queries(some)):
             texts += queries.texts
         texts += [*count_queries(rooms).texts, *relation_queries(rooms).texts]
     for meta in asked:
@@ -94,10 +96,9 @@ def method_scores(
     labels: Mapping[str, NDArray[np.integer]],
     vectors: Vectors,
     params: LanguageParams,
-    seed: int,
-    target: Path,
-) -> tuple[Scores, dict[str, NDArray[np.int64]]]:
-    """Trains one map, writes it, and asks it everything. One job of `parallel_map`.
+    targets: Mapping[int, Path],
+) -> list[tuple[Scores, dict[str, NDArray[np.int64]]]]:
+    """Trains maps on the same features, writes them, and asks them everything. One job of `parallel_map`.
 
     Args:
         method: "condense", "lift" or "pooled_teacher".
@@ -106,11 +107,10 @@ def method_scores(
         labels: {capture: [voxels] label} of val and test captures.
         vectors: of `all_texts`.
         params: of training.
-        seed: of training.
-        target: the file of the map.
+        targets: {seed of training: the file of its map}.
 
     Returns:
-        `evaluate` on test captures, and the confusions of `name_voxels`, {"part", "semantic"}.
+        For each seed `evaluate` on test captures, and the confusions of `name_voxels`, {"part", "semantic"}.
     """
     model = None if folder is None else load_model(folder)
     everything = [describe(load_links(path, ("train", "test")), model) for path in paths]
@@ -120,12 +120,15 @@ def method_scores(
     banks = [bank([some.cells for some in train], count)]
     if not pooled:
         banks.append(bank([some.voxels for some in train], count))
-    text_map = train_text_map(banks, [some.meta["captions"] for some in train], vectors, params, seed)
-    save_text_map(target, text_map)
     val, test = ([some for some in everything if some.meta["split"] == split] for split in ("val", "test"))
     known = {pair for some in train for pair in coloured_things(some.meta)}
-    scores = evaluate(text_map, val, test, labels, vectors, known, count)
-    return scores, name_voxels(text_map, test, labels, vectors)
+    results = []
+    for seed, target in targets.items():
+        text_map = train_text_map(banks, [some.meta["captions"] for some in train], vectors, params, seed)
+        save_text_map(target, text_map)
+        scores = evaluate(text_map, val, test, labels, vectors, known, count)
+        results.append((scores, name_voxels(text_map, test, labels, vectors)))
+    return results
 
 
 def evaluate(
@@ -217,7 +220,7 @@ def recalls(scores: NDArray[np.floating], queries: Queries, metas: Sequence[dict
 
 def rooms_scores(text_map: TextMap, scenes: Bank, metas: Sequence[dict[str, Any]], vectors: Vectors) -> Scores:
     """`count_map` and `relation_map`: among rooms, and what a random order would get, `..._chance`."""
-    rows = np.array([i for i, meta in enumerate(metas) if meta["kind"] == "room"], dtype=np.int64)
+    rows = np.array([i for i, meta in enumerate(metas) if meta.get("kind") == "room"], dtype=np.int64)
     rooms = [metas[row] for row in rows]
     result: Scores = {}
     for name, queries in (("count", count_queries(rooms)), ("relation", relation_queries(rooms))):
