@@ -203,6 +203,21 @@ def test_queries_know_their_answers():
     assert relation_queries(rooms).right.tolist() == [[False, True]]
 
 
+def test_captions_alone_are_enough_to_ask_with(learned):
+    """Photographs that come with captions, but with no classes, attributes or labels."""
+    plain = ("split", "captions", "captions_heldout")
+    val, test = (
+        [dataclasses.replace(s, meta={key: s.meta[key] for key in plain}) for s in captures(split)]
+        for split in ("val", "test")
+    )
+    text_map, vectors = learned
+    assert set(all_texts([s.meta for s in val + test])) <= set(vectors)
+    scores = evaluate(text_map, val, test, {}, vectors, set(), 6)
+    metrics = metric_file({"condense": [scores]}, {"condense": [name_voxels(text_map, test, {}, vectors)]})["condense"]
+    assert metrics["scene_recall_at_1"]["mean"] > 0.5
+    assert not {"grounding_miou", "attribute_map", "count_map", "class_zero_shot_acc"} & set(metrics)
+
+
 def test_a_capture_is_described_by_its_frozen_features():
     links = toy_links(0)
     some = describe(links, None)

@@ -40,6 +40,7 @@ from condense.languagequeries import (
     caption_queries,
     coloured_things,
     count_queries,
+    furnished,
     part_phrases,
     relation_queries,
     with_article,
@@ -63,13 +64,13 @@ def all_texts(metas: Sequence[dict[str, Any]]) -> list[str]:
     texts = [text for meta in metas if learns(meta) for text in meta["captions"]]
     for split in ("val", "test"):
         some = [meta for meta in asked if meta["split"] == split]
-        rooms = [meta for meta in some if meta.get("kind") == "room"]
+        rooms = [meta for meta in some if furnished(meta)]
         for queries in (caption_queries(some), attribute_queries(some)):
             texts += queries.texts
         texts += [*count_queries(rooms).texts, *relation_queries(rooms).texts]
     for meta in asked:
         texts += [*part_phrases(meta).values(), *map(with_article, meta.get("parts", {}).values())]
-    texts += [with_article(str(meta["class"])) for meta in metas]
+    texts += [with_article(str(meta["class"])) for meta in metas if "class" in meta]
     return list(dict.fromkeys(texts))
 
 
@@ -160,13 +161,16 @@ def evaluate(
         result |= {"text_to_3d_recall_at_1": result["scene_recall_at_1"], **across(test)}
     result |= negatives(text_map, scenes, metas, vectors, known)
     result |= by_name(text_map, scenes["test"], metas["test"], vectors)
-    chosen = int(np.nanmean(grounding(text_map, val, labels, vectors), axis=0).argmax())
-    result["grounding_miou"] = grounding(text_map, test, labels, vectors)[:, chosen]
+    if any(some.name in labels for some in val):
+        chosen = int(np.nanmean(grounding(text_map, val, labels, vectors), axis=0).argmax())
+        result["grounding_miou"] = grounding(text_map, test, labels, vectors)[:, chosen]
     return result
 
 
 def ask(text_map: TextMap, queries: Queries, scenes: Bank, vectors: Vectors) -> NDArray[np.float32]:
     """[Q, S] scores of the queries' texts."""
+    if not queries.texts:
+        return np.zeros(queries.right.shape, np.float32)
     return score_texts(text_map, [vectors[text] for text in queries.texts], scenes)
 
 
@@ -220,7 +224,7 @@ def recalls(scores: NDArray[np.floating], queries: Queries, metas: Sequence[dict
 
 def rooms_scores(text_map: TextMap, scenes: Bank, metas: Sequence[dict[str, Any]], vectors: Vectors) -> Scores:
     """`count_map` and `relation_map`: among rooms, and what a random order would get, `..._chance`."""
-    rows = np.array([i for i, meta in enumerate(metas) if meta.get("kind") == "room"], dtype=np.int64)
+    rows = np.array([i for i, meta in enumerate(metas) if furnished(meta)], dtype=np.int64)
     rooms = [metas[row] for row in rows]
     result: Scores = {}
     for name, queries in (("count", count_queries(rooms)), ("relation", relation_queries(rooms))):
@@ -262,6 +266,8 @@ def negatives(
     mean of both kinds' accuracies, at a threshold set on val captures.
     """
     queries = {split: attribute_queries(some) for split, some in metas.items()}
+    if not all(some.texts for some in queries.values()):
+        return {}
     scores = {split: ask(text_map, queries[split], scenes[split], vectors) for split in metas}
     best = {split: stand_out(values).max(axis=1) for split, values in scores.items()}
     present = {split: np.asarray(some.right.any(axis=1)) for split, some in queries.items()}
