@@ -111,7 +111,7 @@ def method_scores(
         targets: {seed of training: the file of its map}.
 
     Returns:
-        For each seed `evaluate` on test captures, and the confusions of `name_voxels`, {"part", "semantic"}.
+        For each seed `evaluate` and `across` on test captures, and the confusions of `name_voxels`, {"part", "semantic"}.
     """
     model = None if folder is None else load_model(folder)
     everything = [describe(load_links(path, ("train", "test")), model) for path in paths]
@@ -123,11 +123,12 @@ def method_scores(
         banks.append(bank([some.voxels for some in train], count))
     val, test = ([some for some in everything if some.meta["split"] == split] for split in ("val", "test"))
     known = {pair for some in train for pair in coloured_things(some.meta)}
+    own = {} if pooled else across(test)
     results = []
     for seed, target in targets.items():
         text_map = train_text_map(banks, [some.meta["captions"] for some in train], vectors, params, seed)
         save_text_map(target, text_map)
-        scores = evaluate(text_map, val, test, labels, vectors, known, count)
+        scores = own | evaluate(text_map, val, test, labels, vectors, known, count)
         results.append((scores, name_voxels(text_map, test, labels, vectors)))
     return results
 
@@ -158,7 +159,7 @@ def evaluate(
     views = bank([torch.cat(some.asked) for some in test], centres)
     result["text_to_2d_recall_at_1"] = retrieval(text_map, views, metas["test"], vectors)["scene_recall_at_1"]
     if centres > 1:  # one mean of the images' cells is no 3D
-        result |= {"text_to_3d_recall_at_1": result["scene_recall_at_1"], **across(test)}
+        result["text_to_3d_recall_at_1"] = result["scene_recall_at_1"]
     result |= negatives(text_map, scenes, metas, vectors, known)
     result |= by_name(text_map, scenes["test"], metas["test"], vectors)
     if any(some.name in labels for some in val):
