@@ -111,7 +111,8 @@ def method_scores(
         targets: {seed of training: the file of its map}.
 
     Returns:
-        For each seed `evaluate` and `across` on test captures, and the confusions of `name_voxels`, {"part", "semantic"}.
+        For each seed `evaluate` and `across` on test captures, and the confusions of `name_voxels`,
+        {"part", "semantic"}.
     """
     model = None if folder is None else load_model(folder)
     everything = [describe(load_links(path, ("train", "test")), model) for path in paths]
