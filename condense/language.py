@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softplus
 
+from condense.params import LanguageParams
 from condense.paths import write_atomically
 from condense.ranking import pool
 from condense.text import SentenceEncoder
@@ -30,18 +31,6 @@ _BETWEEN = re.compile(
     rf"\s*(?:[,:;.]|\b(?:with|which|that|has|have|in)\b|\band\b(?=\s+(?:a|an|the|{NUMBERS})\b))\s*", re.IGNORECASE
 )
 REFERENCE = 1024  # features of training captures that the heat of a phrase is compared with
-
-
-@dataclass(frozen=True)
-class LanguageParams:
-    """Learning the map from captions."""
-
-    steps: int = 200
-    batch: int = 48  # captures a step
-    lr: float = 4e-3  # highest; rises for a tenth of the steps, then falls along a cosine
-    weight_decay: float = 0.1
-    dropout: float = 0.2  # of sentence vectors and what is made of them
-    centres: int = 24  # that stand for all voxels, or cells, of a capture
 
 
 @dataclass(frozen=True)

@@ -43,17 +43,22 @@ def caption_queries(metas: Sequence[Meta], key: str = "captions_heldout") -> Que
     return Queries(tuple(texts), np.array(right, dtype=bool).reshape(len(texts), len(metas)))
 
 
+def furnished(meta: Meta) -> bool:
+    """Whether a capture is a room whose things are named."""
+    return meta.get("kind") == "room" and "attributes" in meta
+
+
 def coloured_things(meta: Meta) -> set[tuple[str, str]]:
     """The (colour, class) of an object, or of everything in a room."""
-    if meta.get("kind") == "room":
+    if furnished(meta):
         return {(str(thing["colour"]), str(thing["class"])) for thing in meta["attributes"]["instances"]}
-    return {(str(meta["attributes"]["colour"]), str(meta["class"]))} if "attributes" in meta else set()
+    return {(str(meta["attributes"]["colour"]), str(meta["class"]))} if {"attributes", "class"} <= set(meta) else set()
 
 
 def attribute_queries(metas: Sequence[Meta]) -> Queries:
     """ "a red armchair": each colour with each class of an object, those that no scene has included."""
     every = [coloured_things(meta) for meta in metas]
-    classes = sorted({str(meta["class"]) for meta in metas if meta.get("kind") == "object"})
+    classes = sorted({str(meta["class"]) for meta in metas if meta.get("kind") == "object" and "class" in meta})
     colours = sorted({colour for things in every for colour, _ in things})
     pairs = [(colour, name) for name in classes for colour in colours]
     right = [[pair in things for things in every] for pair in pairs]

@@ -244,6 +244,18 @@ class SegmentationParams:
 
 
 @dataclass(frozen=True)
+class LanguageParams:
+    """Learning the map from captions."""
+
+    steps: int = 200
+    batch: int = 48  # captures a step
+    lr: float = 4e-3  # highest; rises for a tenth of the steps, then falls along a cosine
+    weight_decay: float = 0.1
+    dropout: float = 0.2  # of sentence vectors and what is made of them
+    centres: int = 24  # that stand for all voxels, or cells, of a capture
+
+
+@dataclass(frozen=True)
 class Params:
     """Every setting of a run."""
 
@@ -265,6 +277,7 @@ class Params:
     scenes: ScenesParams = field(default_factory=ScenesParams)
     classification: ClassificationParams = field(default_factory=ClassificationParams)
     segmentation: SegmentationParams = field(default_factory=SegmentationParams)
+    language: LanguageParams = field(default_factory=LanguageParams)
 
 
 def parse(cls: Any, values: dict[str, Any], where: str) -> Any:

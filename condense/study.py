@@ -141,4 +141,18 @@ SECTIONS = [
         "only. Ranks are effective ranks of centred features after the last step. A collapse onto a common mean, as of the "
         "variant that only makes 2D and 3D alike, can leave them high: it shows as an agreement margin of 0, and in the probes.",
     ),
+    Section(
+        "language",
+        "Scenes asked for in words",
+        "A map between a frozen sentence encoder and the features, learned from training captions alone, answers phrasings "
+        "that it never saw; classes, parts and phrases are told by words, without a label. <code>lift</code> and "
+        "<code>pooled_teacher</code> learn the same map on the frozen network's features. <code>captions</code> and "
+        "<code>bag_of_words</code> read the captions of the asked-for captures, which no other method sees: what the words "
+        "alone give.",
+        (
+            *("scene_recall_at_1", "scene_recall_at_5", "heldout_class_recall_at_1", "text_to_2d_recall_at_1"),
+            *("class_zero_shot_acc", "heldout_class_zero_shot_acc", "part_zero_shot_miou", "grounding_miou"),
+            *("attribute_map", "negative_accuracy"),
+        ),
+    ),
 ]

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,6 @@ from torch.nn.functional import normalize
 from toys import toy_links
 
 from condense.language import (
-    LanguageParams,
     TextMap,
     bank,
     encode_phrases,
@@ -20,6 +21,7 @@ from condense.language import (
 )
 from condense.languagefigures import Heat, heat_maps, ranked_scenes
 from condense.languagequeries import attribute_queries, caption_queries, count_queries, part_phrases, relation_queries
+from condense.params import LanguageParams
 from condense.tasks.described import Described, describe, learns
 from condense.tasks.grounding import THRESHOLDS, grounding, name_voxels
 from condense.tasks.language import all_texts, by_capture, evaluate, metric_file, precision, recall
@@ -201,11 +203,28 @@ def test_queries_know_their_answers():
     assert relation_queries(rooms).right.tolist() == [[False, True]]
 
 
+def test_captions_alone_are_enough_to_ask_with(learned):
+    """Photographs that come with captions, but with no classes, attributes or labels."""
+    plain = ("split", "captions", "captions_heldout")
+    val, test = (
+        [dataclasses.replace(s, meta={key: s.meta[key] for key in plain}) for s in captures(split)]
+        for split in ("val", "test")
+    )
+    text_map, vectors = learned
+    assert set(all_texts([s.meta for s in val + test])) <= set(vectors)
+    scores = evaluate(text_map, val, test, {}, vectors, set(), 6)
+    metrics = metric_file({"condense": [scores]}, {"condense": [name_voxels(text_map, test, {}, vectors)]})["condense"]
+    assert metrics["scene_recall_at_1"]["mean"] > 0.5
+    assert not {"grounding_miou", "attribute_map", "count_map", "class_zero_shot_acc"} & set(metrics)
+
+
 def test_a_capture_is_described_by_its_frozen_features():
     links = toy_links(0)
     some = describe(links, None)
     torch.testing.assert_close(some.voxels, links.lifted[some.rows])
-    assert len(some.asked) == 2 and all(len(cells) for cells in some.asked)
+    assert some.asked == ()  # only test captures are asked for by their test views
+    asked = describe(dataclasses.replace(links, meta=links.meta | {"split": "test"}), None).asked
+    assert len(asked) == 2 and all(len(cells) for cells in asked)
     assert not learns({"split": "train", "heldout_class": True, "captions": ["a"]}) and not learns(links.meta)
 
 

@@ -26,7 +26,7 @@ class Described:
         rows: [N] of its voxels that are looked at.
         voxels: [N, D] their features.
         cells: [M, D] features of foreground cells of training views.
-        asked: [Q, D] features of each test view's foreground cells.
+        asked: [Q, D] features of each test view's foreground cells; none of captures that only train or choose.
     """
 
     name: str
@@ -45,7 +45,7 @@ def describe(links: Links, model: Model | None) -> Described:
     draw = np.random.default_rng(0).permutation(len(seen))[:VOXELS]
     rows = seen[torch.from_numpy(np.sort(draw))]
     train = [view for view in links.views if view.split == "train"][:VIEWS]
-    test = [view for view in links.views if view.split == "test"]
+    test = [view for view in links.views if view.split == "test"] if links.meta.get("split") == "test" else []
     if model is None:
         voxels, cells = links.lifted[rows], [view.teacher.float() for view in train + test]
     else:

@@ -24,13 +24,14 @@ THRESHOLDS = tuple(np.arange(-0.5, 3.1, 0.25))  # of the heat of a phrase, in de
 def by_name(text_map: TextMap, scenes: Bank, metas: Sequence[dict[str, Any]], vectors: Vectors) -> Scores:
     """Zero-shot classification of objects by the names of their classes, each kind among names of its kind."""
     result: Scores = {}
+    named = [i for i, m in enumerate(metas) if m.get("kind") == "object" and "class" in m]
     for metric, heldout in (("class_zero_shot_acc", False), ("heldout_class_zero_shot_acc", True)):
-        rows = [i for i, m in enumerate(metas) if m["kind"] == "object" and bool(m.get("heldout_class")) == heldout]
+        rows = [i for i in named if bool(metas[i].get("heldout_class")) == heldout]
         names = sorted({str(metas[i]["class"]) for i in rows})
         if len(names) > 1:
             scores = score_texts(text_map, [vectors[with_article(n)] for n in names], scenes[torch.tensor(rows)])
-            named = np.array(names)[scores.argmax(axis=0)]
-            result[metric] = (named == np.array([metas[i]["class"] for i in rows])).astype(float)
+            told = np.array(names)[scores.argmax(axis=0)]
+            result[metric] = (told == np.array([metas[i]["class"] for i in rows])).astype(float)
     return result
 
 
@@ -72,6 +73,6 @@ def name_voxels(
         if some.name in labels and names:
             heat = torch.stack([text_map.heat(vectors[with_article(n)], some.voxels).mean(0) for n in names.values()])
             named = np.array(list(names))[heat.argmax(dim=0).numpy()]
-            kind = "semantic" if some.meta["kind"] == "room" else "part"
+            kind = "semantic" if some.meta.get("kind") == "room" else "part"
             found[kind].append(confusion(named, labels[some.name][some.rows.numpy()], LABELS))
     return {kind: np.stack(some) for kind, some in found.items() if some}

@@ -26,7 +26,6 @@ from torch.nn.functional import normalize
 from condense.captures.capture import Capture
 from condense.language import (
     Bank,
-    LanguageParams,
     TextMap,
     bank,
     margin_threshold,
@@ -41,6 +40,7 @@ from condense.languagequeries import (
     caption_queries,
     coloured_things,
     count_queries,
+    furnished,
     part_phrases,
     relation_queries,
     with_article,
@@ -48,11 +48,14 @@ from condense.languagequeries import (
 from condense.links import load_links
 from condense.metrics import interval, segmentation_scores
 from condense.model import load_model
+from condense.params import LanguageParams
 from condense.tasks.described import Described, describe, learns
 from condense.tasks.grounding import Scores, Vectors, by_name, grounding, name_voxels
 from condense.tasks.matching import max_similarity
 from condense.tasks.pointclouds import read_points
 from condense.tasks.segmentation import voxel_labels
+
+METHODS = ("condense", "lift", "pooled_teacher")  # that learn a map
 
 
 def all_texts(metas: Sequence[dict[str, Any]]) -> list[str]:
@@ -61,13 +64,13 @@ def all_texts(metas: Sequence[dict[str, Any]]) -> list[str]:
     texts = [text for meta in metas if learns(meta) for text in meta["captions"]]
     for split in ("val", "test"):
         some = [meta for meta in asked if meta["split"] == split]
-        rooms = [meta for meta in some if meta["kind"] == "room"]
-        for queries in (caption_queries(some), caption_queries(some, "captions"), attribute_queries(some)):
+        rooms = [meta for meta in some if furnished(meta)]
+        for queries in (caption_queries(some), attribute_queries(some)):
             texts += queries.texts
         texts += [*count_queries(rooms).texts, *relation_queries(rooms).texts]
     for meta in asked:
         texts += [*part_phrases(meta).values(), *map(with_article, meta.get("parts", {}).values())]
-    texts += [with_article(str(meta["class"])) for meta in metas]
+    texts += [with_article(str(meta["class"])) for meta in metas if "class" in meta]
     return list(dict.fromkeys(texts))
 
 
@@ -94,10 +97,9 @@ def method_scores(
     labels: Mapping[str, NDArray[np.integer]],
     vectors: Vectors,
     params: LanguageParams,
-    seed: int,
-    target: Path,
-) -> tuple[Scores, dict[str, NDArray[np.int64]]]:
-    """Trains one map, writes it, and asks it everything. One job of `parallel_map`.
+    targets: Mapping[int, Path],
+) -> list[tuple[Scores, dict[str, NDArray[np.int64]]]]:
+    """Trains maps on the same features, writes them, and asks them everything. One job of `parallel_map`.
 
     Args:
         method: "condense", "lift" or "pooled_teacher".
@@ -106,11 +108,11 @@ def method_scores(
         labels: {capture: [voxels] label} of val and test captures.
         vectors: of `all_texts`.
         params: of training.
-        seed: of training.
-        target: the file of the map.
+        targets: {seed of training: the file of its map}.
 
     Returns:
-        `evaluate` on test captures, and the confusions of `name_voxels`, {"part", "semantic"}.
+        For each seed `evaluate` and `across` on test captures, and the confusions of `name_voxels`,
+        {"part", "semantic"}.
     """
     model = None if folder is None else load_model(folder)
     everything = [describe(load_links(path, ("train", "test")), model) for path in paths]
@@ -120,12 +122,16 @@ def method_scores(
     banks = [bank([some.cells for some in train], count)]
     if not pooled:
         banks.append(bank([some.voxels for some in train], count))
-    text_map = train_text_map(banks, [some.meta["captions"] for some in train], vectors, params, seed)
-    save_text_map(target, text_map)
     val, test = ([some for some in everything if some.meta["split"] == split] for split in ("val", "test"))
     known = {pair for some in train for pair in coloured_things(some.meta)}
-    scores = evaluate(text_map, val, test, labels, vectors, known, count)
-    return scores, name_voxels(text_map, test, labels, vectors)
+    own = {} if pooled else across(test)
+    results = []
+    for seed, target in targets.items():
+        text_map = train_text_map(banks, [some.meta["captions"] for some in train], vectors, params, seed)
+        save_text_map(target, text_map)
+        scores = own | evaluate(text_map, val, test, labels, vectors, known, count)
+        results.append((scores, name_voxels(text_map, test, labels, vectors)))
+    return results
 
 
 def evaluate(
@@ -154,16 +160,19 @@ def evaluate(
     views = bank([torch.cat(some.asked) for some in test], centres)
     result["text_to_2d_recall_at_1"] = retrieval(text_map, views, metas["test"], vectors)["scene_recall_at_1"]
     if centres > 1:  # one mean of the images' cells is no 3D
-        result |= {"text_to_3d_recall_at_1": result["scene_recall_at_1"], **across(test)}
+        result["text_to_3d_recall_at_1"] = result["scene_recall_at_1"]
     result |= negatives(text_map, scenes, metas, vectors, known)
     result |= by_name(text_map, scenes["test"], metas["test"], vectors)
-    chosen = int(np.nanmean(grounding(text_map, val, labels, vectors), axis=0).argmax())
-    result["grounding_miou"] = grounding(text_map, test, labels, vectors)[:, chosen]
+    if any(some.name in labels for some in val):
+        chosen = int(np.nanmean(grounding(text_map, val, labels, vectors), axis=0).argmax())
+        result["grounding_miou"] = grounding(text_map, test, labels, vectors)[:, chosen]
     return result
 
 
 def ask(text_map: TextMap, queries: Queries, scenes: Bank, vectors: Vectors) -> NDArray[np.float32]:
     """[Q, S] scores of the queries' texts."""
+    if not queries.texts:
+        return np.zeros(queries.right.shape, np.float32)
     return score_texts(text_map, [vectors[text] for text in queries.texts], scenes)
 
 
@@ -217,7 +226,7 @@ def recalls(scores: NDArray[np.floating], queries: Queries, metas: Sequence[dict
 
 def rooms_scores(text_map: TextMap, scenes: Bank, metas: Sequence[dict[str, Any]], vectors: Vectors) -> Scores:
     """`count_map` and `relation_map`: among rooms, and what a random order would get, `..._chance`."""
-    rows = np.array([i for i, meta in enumerate(metas) if meta["kind"] == "room"], dtype=np.int64)
+    rows = np.array([i for i, meta in enumerate(metas) if furnished(meta)], dtype=np.int64)
     rooms = [metas[row] for row in rows]
     result: Scores = {}
     for name, queries in (("count", count_queries(rooms)), ("relation", relation_queries(rooms))):
@@ -259,6 +268,8 @@ def negatives(
     mean of both kinds' accuracies, at a threshold set on val captures.
     """
     queries = {split: attribute_queries(some) for split, some in metas.items()}
+    if not all(some.texts for some in queries.values()):
+        return {}
     scores = {split: ask(text_map, queries[split], scenes[split], vectors) for split in metas}
     best = {split: stand_out(values).max(axis=1) for split, values in scores.items()}
     present = {split: np.asarray(some.right.any(axis=1)) for split, some in queries.items()}
