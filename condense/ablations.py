@@ -9,14 +9,15 @@ from condense.params import PretrainParams
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
-    "no student": {"agree_weight": 0.0, "prior_weight": 0.0},
+    "no student": {"agree_weight": 0.0, "views_weight": 0.0, "prior_weight": 0.0},
     "raw targets": {"lifted": False, "voxels_weight": 0.0},
     "one generation": {"generations": 1},
     "render detached": {"detach_render": True},
-    "no prior": {"prior_weight": 0.0},
-    "cosine, no prior": {"consistency": "cosine", "prior_weight": 0.0},
+    "no views term": {"views_weight": 0.0},
+    "no prior": {"views_weight": 0.0, "prior_weight": 0.0},
+    "cosine, no prior": {"consistency": "cosine", "views_weight": 0.0, "prior_weight": 0.0},
     "cosine of 2D and 3D alone": {
-        **{"consistency": "cosine", "prior_weight": 0.0, "agree_weight": 1.0},
+        **{"consistency": "cosine", "views_weight": 0.0, "prior_weight": 0.0, "agree_weight": 1.0},
         **{"cells_weight": 0.0, "voxels_weight": 0.0},
     },
     "nearest voxel": {"link": "nearest"},

@@ -1,14 +1,15 @@
 """The losses of joint training.
 
 The 3D network's voxel features are volume-rendered into the cells of the views through ray operators, and must
-agree there with the features of the 2D network. Four terms (weights in `PretrainParams`):
+agree there with the features of the 2D network. Five terms (weights in `PretrainParams`):
 
 - `cells`: rendered cells against multi-view-lifted teacher cells;
 - `voxels`: the same before rendering, voxel by voxel;
 - `agree`: the student's cells against the rendered cells, end to end through both networks;
+- `views`: the student's cells against the lifted teacher cells, which hold what all views say of a place;
 - `prior`: ties the student to the frozen network, so that agreement cannot be had by a constant.
 
-The first three are InfoNCE. Switches in `PretrainParams` make the ablations: other targets, another form of
+All but the last are InfoNCE. Switches in `PretrainParams` make the ablations: other targets, another form of
 agreement, another link between cells and voxels.
 """
 
@@ -39,10 +40,10 @@ def losses(model: Model, batch: Batch, params: PretrainParams, generator: torch.
         generator: draws the rows that are contrasted.
 
     Returns:
-        {"cells", "voxels", "agree", "prior"}, each a scalar, differentiable in both networks ("agree" in the
-        3D network only without `params.detach_render`); and {"student", "rendered", "target"}, the rows
+        {"cells", "voxels", "agree", "views", "prior"}, each a scalar, differentiable in one network or, "agree"
+        without `params.detach_render`, in both; and {"student", "rendered", "target"}, the rows
         [M, D] of "agree", detached. Terms of weight 0 are left out, and the student does not run without
-        "agree" and "prior".
+        the last three.
     """
     features = batch_features(model.net3d, batch.voxels, batch.visible)  # [N, D]
     operator = batch.operator if params.link == "render" else heaviest(batch.operator)
@@ -56,7 +57,7 @@ def losses(model: Model, batch: Batch, params: PretrainParams, generator: torch.
         "voxels": agreement(features[inside], batch.lifted[inside], batch.lifted[inside], params),
     }
     matched = {"rendered": rendered[cells], "target": target[cells]}
-    if params.agree_weight or params.prior_weight:
+    if params.agree_weight or params.views_weight or params.prior_weight:
         here = solid[batch.student_rows]
         own = some_rows(here, params.cells, generator)  # among the student's cells
         rows = batch.student_rows[own]
@@ -65,6 +66,7 @@ def losses(model: Model, batch: Batch, params: PretrainParams, generator: torch.
         tied = torch.where(here[:, None], target[batch.student_rows], batch.teacher[batch.student_rows])
         outside = prior_loss(student[~here], tied[~here])
         terms["agree"] = agreement(student[own], render, target[rows], params)
+        terms["views"] = agreement(student[own], target[rows], target[rows], params)
         terms["prior"] = prior_loss(student[here], tied[here]) + params.background * outside
         matched = {"student": student[own], "rendered": rendered[rows], "target": target[rows]}
     weighed = {name: term for name, term in terms.items() if getattr(params, f"{name}_weight")}

@@ -101,7 +101,8 @@ class PretrainParams:
     cells_weight: float = 1.0
     voxels_weight: float = 1.0
     agree_weight: float = 0.1
-    prior_weight: float = 0.1
+    views_weight: float = 0.3
+    prior_weight: float = 0.3
     colour_weight: float = 1.0  # of the baseline that renders colour and depth
     depth_weight: float = 1.0
     background: float = 0.25  # weight of cells behind the capture in the prior term
@@ -149,6 +150,7 @@ class Rivals2dParams:
     """The image network's rivals, in `rivals2d.py`; all else is as in `PretrainParams`."""
 
     fit3d_lr: float = 1e-3
+    contrast_lr: float = 1e-3
     dvt_lr: float = 1e-3
 
 
@@ -164,8 +166,8 @@ class Features2dParams:
 class SparseParams:
     """Key-point training, from the pre-trained networks on; one run for each of their seeds."""
 
-    steps: int = 300
-    warmup: int = 15
+    steps: int = 400
+    warmup: int = 20
     captures: int = 6  # a step
     views: int = 4  # of a capture, at least 2
     voxels: int = 2_500  # of the captures whose scenes the 3D network sees, twice, at most

@@ -137,7 +137,7 @@ class SceneRepository:
         shortlist: int = 50,
         verify: int = 3,
         max_error: float = 0.03,
-        weight: float = 1.0,
+        weight: float = 0.05,
         seed: int = 0,
     ) -> list[Answer]:
         """The scenes that an image may show, best first; [] for an image with no key points.
@@ -152,7 +152,7 @@ class SceneRepository:
             shortlist: scenes whose key points are compared.
             verify: scenes whose geometry is.
             max_error: reprojection error of an inlier, as a share of the longer side of the image.
-            weight: of geometry against similarity.
+            weight: of agreement against similarity: among small images it only decides between near equals.
             seed: of RANSAC.
 
         Raises:

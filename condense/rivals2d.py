@@ -1,6 +1,6 @@
-"""Two other ways to better an image network by many views, without a 3D network: rivals of the jointly trained student.
+"""Other ways to better an image network by many views, without a 3D network: rivals of the jointly trained student.
 
-Both learn what the frozen network's features look like once lifted from all training views and rendered back into
+All learn what the frozen network's features look like once lifted from all training views and rendered back into
 one (`Links.lifted`): there the views' errors have averaged out. They see the captures, views, colours and number of
 steps that the student sees, in one loop; what differs is the network that learns.
 
@@ -8,6 +8,9 @@ steps that the student sees, in one loop; what differs is the network that learn
 with the features in it, L1 loss. Ours: the capture's field, with features averaged instead of optimised, and the
 prior term of `losses` (a cosine and a smooth L1). They hand the old and the new features together to a probe; here
 every method is probed by its own features alone.
+
+`contrast` is the student of `joint` alone: its terms that do not need the 3D network, "views" and "prior". What the
+student gains over it, it owes to the 3D network.
 
 `dvt` keeps the network and learns to clean its output, as DVT (Yang et al., ECCV 2024), whose two steps it keeps: first
 the clean features of every training image, then a denoiser of one transformer block that predicts them from the raw
@@ -26,6 +29,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -33,7 +37,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from condense.backbone2d import Block, ImageBackbone, load_backbone, save_backbone
 from condense.batches import Batch, draw_batch
-from condense.joint import SOLID
+from condense.joint import SOLID, agreement, some_rows
 from condense.links import Links, lift, load_links
 from condense.losses import prior_loss
 from condense.model import student_cells
@@ -41,7 +45,7 @@ from condense.params import PretrainParams
 from condense.paths import write_atomically
 from condense.pretrain import warmup_cosine
 
-METHODS = ("fit3d", "dvt")
+METHODS = ("fit3d", "contrast", "dvt")
 FEW = 20.0  # images; an artefact seen in fewer is shrunk towards 0
 
 
@@ -110,11 +114,31 @@ def rival_loss(network: nn.Module, batch: Batch, background: float) -> Tensor:
         batch: all of whose views are seen by the network.
         background: weight of the cells behind the capture.
     """
+    return _tied(student_cells(network, batch.images, batch.recolour), batch, background)
+
+
+def _tied(cells: Tensor, batch: Batch, background: float) -> Tensor:
     opacity = batch.operator.opacity
     solid = opacity >= SOLID
     target = batch.operator.render(batch.lifted) / opacity.clamp_min(1e-6)[:, None]
-    cells = student_cells(network, batch.images, batch.recolour)
     return prior_loss(cells[solid], target[solid]) + background * prior_loss(cells[~solid], batch.teacher[~solid])
+
+
+def contrast_loss(network: nn.Module, batch: Batch, params: PretrainParams, generator: torch.Generator) -> Tensor:
+    """The student's terms of `joint.losses` that do not need the 3D network, weighed as there.
+
+    Args:
+        network: images -> cells.
+        batch: all of whose views are seen by the network.
+        params: weights, temperature and sizes.
+        generator: draws the rows that are contrasted.
+    """
+    opacity = batch.operator.opacity
+    rows = some_rows(opacity >= SOLID, params.cells, generator)
+    target = (batch.operator.render(batch.lifted) / opacity.clamp_min(1e-6)[:, None])[rows]
+    cells = student_cells(network, batch.images, batch.recolour)
+    views, prior = agreement(cells[rows], target, target, params), _tied(cells, batch, params.background)
+    return params.views_weight * views + params.prior_weight * prior
 
 
 def train_rival(
@@ -123,7 +147,7 @@ def train_rival(
     """Trains one seed of a rival; does nothing if it is there. One job of `parallel_map`.
 
     Args:
-        folder: gets `student.safetensors` (fit3d) or `denoiser.safetensors` (dvt), and `history.json`.
+        folder: gets `student.safetensors` or, of dvt, `denoiser.safetensors`, and `history.json`.
         method: of METHODS.
         links: of the captures to train on; only their training views are read.
         teacher: the frozen network's .safetensors.
@@ -144,7 +168,7 @@ def train_rival(
         artefact = mean_artefact(captures)
         captures = [without_artefact(capture, artefact) for capture in captures]
         learner = Denoised(network, artefact, seed)
-    history = fit(learner, captures, dataclasses.replace(params, views=params.student_views), lr, seed)
+    history = fit(learner, captures, dataclasses.replace(params, views=params.student_views), lr, seed, method)
     if method == "dvt":
         state = {k: v.contiguous() for k, v in learner.state_dict().items() if not k.startswith("network.")}
         write_atomically(folder / "denoiser.safetensors", lambda path: save_file(state, path))
@@ -155,7 +179,12 @@ def train_rival(
 
 
 def fit(
-    learner: nn.Module, captures: Sequence[Links], params: PretrainParams, lr: float, seed: int
+    learner: nn.Module,
+    captures: Sequence[Links],
+    params: PretrainParams,
+    lr: float,
+    seed: int,
+    method: str = "fit3d",
 ) -> list[dict[str, float]]:
     """The loop, in place; {"step", "loss"} every `params.log_every` steps. Draws depend on (seed, step) alone."""
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
@@ -164,7 +193,12 @@ def fit(
     learner.train()
     for step in range(params.steps):
         optimizer.param_groups[0]["lr"] = lr * warmup_cosine(step, params.steps, params.warmup)
-        loss = rival_loss(learner, draw_batch(captures, params, seed, step), params.background)
+        batch = draw_batch(captures, params, seed, step)
+        if method == "contrast":
+            generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, step, 1]).integers(2**62)))
+            loss = contrast_loss(learner, batch, params, generator)
+        else:
+            loss = rival_loss(learner, batch, params.background)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, params.clip)

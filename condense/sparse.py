@@ -66,7 +66,10 @@ class Residual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
         self.one = nn.Conv2d(inputs, outputs, 3, stride, 1, padding_mode="replicate")
-        self.norm, self.two = nn.GroupNorm(4, outputs), nn.Conv2d(outputs, outputs, 3, padding=1, padding_mode="replicate")
+        self.norm, self.two = (
+            nn.GroupNorm(4, outputs),
+            nn.Conv2d(outputs, outputs, 3, padding=1, padding_mode="replicate"),
+        )
         same = inputs == outputs and stride == 1
         self.skip = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride)
 

@@ -59,8 +59,9 @@ SECTIONS = [
     Section(
         "rivals2d",
         "Rivals of the image network",
-        "Two ways to better the frozen image network by many views without a 3D network, on the same captures and steps: "
-        "fine-tuning on lifted features (<code>fit3d</code>, after FiT3D), and denoising (<code>dvt</code>, after DVT).",
+        "Ways to better the frozen image network by many views without a 3D network, on the same captures and steps: "
+        "fine-tuning on lifted features (<code>fit3d</code>, after FiT3D), denoising (<code>dvt</code>, after DVT), and the "
+        "student's own loss without the 3D network (<code>contrast</code>).",
     ),
     Section(
         "sparse",

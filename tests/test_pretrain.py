@@ -119,12 +119,14 @@ class TestLosses:
         for name, network, other in (
             ("cells", model.net3d, model.student),
             ("voxels", model.net3d, model.student),
+            ("views", model.student, model.net3d),
             ("prior", model.student, model.net3d),
         ):
             assert self.reached(terms[name], network) and not self.reached(terms[name], other), name
 
     def test_terms_of_no_weight_are_left_out(self, captures):
-        _, terms, matched = step_losses(captures, dataclasses.replace(PARAMS, agree_weight=0.0, prior_weight=0.0))
+        without = dataclasses.replace(PARAMS, agree_weight=0.0, views_weight=0.0, prior_weight=0.0)
+        _, terms, matched = step_losses(captures, without)
         assert set(terms) == {"cells", "voxels"} and set(matched) == {"rendered", "target"}
 
     def test_the_forms_of_agreement_differ(self, captures):
@@ -133,12 +135,14 @@ class TestLosses:
         assert len({round(float(value.detach()), 4) for value in found}) == len(switches)
 
     def test_total_is_the_weighted_sum(self):
-        params = dataclasses.replace(PARAMS, cells_weight=2.0, voxels_weight=0.0, agree_weight=0.5, prior_weight=3.0)
+        params = dataclasses.replace(
+            PARAMS, cells_weight=2.0, voxels_weight=0.0, agree_weight=0.5, views_weight=0.1, prior_weight=3.0
+        )
         terms = {
             name: torch.tensor(value)
-            for name, value in zip(("cells", "voxels", "agree", "prior"), (1, 2, 4, 8), strict=True)
+            for name, value in zip(("cells", "voxels", "agree", "views", "prior"), (1, 2, 4, 10, 8), strict=True)
         }
-        assert total_loss(terms, params).item() == 2 + 0 + 2 + 24
+        assert total_loss(terms, params).item() == pytest.approx(2 + 0 + 2 + 1 + 24)
 
 
 class TestMonitor:

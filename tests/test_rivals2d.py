@@ -6,12 +6,14 @@ from toys import tiny_teacher, toy_links
 
 from condense.backbone2d import save_backbone
 from condense.batches import draw_batch
+from condense.joint import losses, total_loss
 from condense.links import as_batch, save_links
 from condense.losses import prior_loss
-from condense.model import student_cells
+from condense.model import new_model, student_cells
 from condense.params import PretrainParams
 from condense.rivals2d import (
     Denoised,
+    contrast_loss,
     fit,
     load_image_network,
     mean_artefact,
@@ -86,7 +88,15 @@ def test_loss_is_the_prior_term_of_solid_cells_and_weighed_others(captures):
     torch.testing.assert_close(rival_loss(network, batch, 0.5), expected)
 
 
-@pytest.mark.parametrize("method", ["fit3d", "dvt"])
+def test_contrast_is_the_joint_loss_without_the_3d_network(captures):
+    params = dataclasses.replace(PARAMS, student_views=1, cells_weight=0.0, voxels_weight=0.0, agree_weight=0.0)
+    model, batch = new_model(tiny_teacher(), 0), draw_batch(captures, params, 0, 0)
+    terms, _ = losses(model, batch, dataclasses.replace(params, cells=10_000), torch.Generator())
+    ours = contrast_loss(model.student, batch, dataclasses.replace(params, cells=10_000), torch.Generator())
+    torch.testing.assert_close(ours, total_loss(terms, params))
+
+
+@pytest.mark.parametrize("method", ["fit3d", "contrast", "dvt"])
 def test_training_comes_nearer_to_lifted_features_and_files_give_the_network_back(tmp_path, captures, method):
     save_backbone(tiny_teacher(), tmp_path / "teacher.safetensors")
     paths = [tmp_path / f"{links.name}.safetensors" for links in captures]
@@ -117,5 +127,5 @@ def test_load_of_no_folder_is_the_frozen_network(tmp_path):
 
 
 def test_another_method(tmp_path):
-    with pytest.raises(ValueError, match=r"'dino'.*fit3d, dvt"):
+    with pytest.raises(ValueError, match=r"'dino'.*fit3d, contrast, dvt"):
         train_rival(tmp_path, "dino", [], tmp_path, PARAMS, 1e-3, 0)
