@@ -137,7 +137,7 @@ class SceneRepository:
         shortlist: int = 50,
         verify: int = 3,
         max_error: float = 0.03,
-        weight: float = 0.05,
+        weight: float = 0.1,
         seed: int = 0,
     ) -> list[Answer]:
         """The scenes that an image may show, best first; [] for an image with no key points.
