@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,11 @@ from torch.nn.functional import normalize
 
 from condense import repositoryfiles as files
 from condense.keypoints import ImageKeyPoints, KeyPoints
-from condense.poses import image_pose, mutual_matches, scene_pose
-from condense.posesearch import partners, polished_pose, problem, search_pose
-from condense.ranking import UNCALIBRATED, Answer, Matches, coarse_similarity, local_similarity, pool, ranked
+from condense.poses import mutual_matches
+from condense.ranking import UNCALIBRATED, Answer, coarse_similarity, local_similarity, pool, ranked
 from condense.repositoryfiles import Index, Pack, Place
+from condense.verification import Posed, in_image, in_scene, polished
 
-Posed = Callable[[KeyPoints, Matches], tuple[NDArray[np.float64], Matches, float, float] | None]
-# a scene and matches by descriptor -> pose, inliers, fit, and what that adds to the rank
 PACK = 1024  # scenes of one file, where many are saved at once
 
 
@@ -158,23 +156,10 @@ class SceneRepository:
         Raises:
             ValueError: the descriptors do not fit, or K is no matrix of intrinsics.
         """
-        radius = max_error * max(keypoints.size)
-
-        def posed(scene: KeyPoints, matches: Matches) -> tuple[NDArray[np.float64], Matches, float, float] | None:
-            if min(len(scene), len(keypoints)) < 3:
-                return None
-            pixels, points = keypoints.positions[matches[:, 0]], scene.positions[matches[:, 1]]
-            found = image_pose(pixels, points, K, keypoints.size, radius, seed)
-            given = None if found is None else torch.from_numpy(found.T_world_from_camera).float()[None]
-            both = problem(keypoints, scene, K)
-            T, fit = search_pose(both, given)
-            return T.double().numpy(), partners(T, both, max_error), fit, weight * fit
-
+        posed = in_image(keypoints, K, max_error, weight, seed)
         answers = self._query("image", keypoints.descriptors, keypoints.scores, posed, shortlist, verify)
-        if answers and answers[0].pose is not None:
-            both = problem(keypoints, self.scene(answers[0].name), K)
-            T = polished_pose(torch.from_numpy(answers[0].pose).float(), both)[0]
-            answers[0] = dataclasses.replace(answers[0], pose=T.double().numpy(), inliers=partners(T, both, max_error))
+        if answers:
+            answers[0] = polished(answers[0], keypoints, self.scene(answers[0].name), K, max_error)
         return answers[:top]
 
     def query_scene(
@@ -198,16 +183,7 @@ class SceneRepository:
             scale: whether the scenes may differ in scale.
             leave_out: names that are no answer; its own, when a scene of the repository looks for duplicates.
         """
-        size = float((keypoints.positions.amax(0) - keypoints.positions.amin(0)).norm()) if len(keypoints) else 0.0
-
-        def posed(scene: KeyPoints, matches: Matches) -> tuple[NDArray[np.float64], Matches, float, float] | None:
-            a, b = keypoints.positions[matches[:, 0]], scene.positions[matches[:, 1]]
-            found = scene_pose(a, b, max(max_error * size, 1e-9), seed, scale)
-            if found is None:
-                return None
-            inliers = matches[found.inliers]
-            return found.T_b_from_a, inliers, float(found.inliers.mean()), weight * float(np.log1p(len(inliers)))
-
+        posed = in_scene(keypoints, max_error, weight, seed, scale)
         arguments = (keypoints.descriptors, keypoints.scores, posed, shortlist, verify)
         return self._query("scene", *arguments, leave_out)[:top]
 

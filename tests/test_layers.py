@@ -17,6 +17,7 @@ datasets
 keypoints
 poses ranking repositoryfiles text languagequeries
 posesearch geometrydescriptor alignment language
+verification
 repository
 raymarch
 rayoperator

@@ -1,0 +1,74 @@
+"""How the scenes of a shortlist are verified: a pose for each, what agrees with it, and what that adds to its rank."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from condense.keypoints import ImageKeyPoints, KeyPoints
+from condense.poses import image_pose, scene_pose
+from condense.posesearch import partners, polished_pose, problem, search_pose
+from condense.ranking import Answer, Matches
+
+Posed = Callable[[KeyPoints, Matches], tuple[NDArray[np.float64], Matches, float, float] | None]
+# a scene and matches by descriptor -> pose, inliers, fit, and what that adds to the rank
+
+
+def in_image(keypoints: ImageKeyPoints, K: ArrayLike, max_error: float, weight: float, seed: int) -> Posed:
+    """Verifies by a camera's pose T_world_from_camera: searched for (`posesearch`), starting also from PnP.
+
+    Args:
+        keypoints: of the image.
+        K: [3, 3] intrinsics in pixels.
+        max_error: reprojection error of an inlier, as a share of the longer side of the image.
+        weight: of the agreement, in the rank.
+        seed: of RANSAC.
+    """
+
+    def posed(scene: KeyPoints, matches: Matches) -> tuple[NDArray[np.float64], Matches, float, float] | None:
+        if min(len(scene), len(keypoints)) < 3:
+            return None
+        pixels, points = keypoints.positions[matches[:, 0]], scene.positions[matches[:, 1]]
+        found = image_pose(pixels, points, K, keypoints.size, max_error * max(keypoints.size), seed)
+        given = None if found is None else torch.from_numpy(found.T_world_from_camera).float()[None]
+        both = problem(keypoints, scene, K)
+        T, fit = search_pose(both, given)
+        return T.double().numpy(), partners(T, both, max_error), fit, weight * fit
+
+    return posed
+
+
+def in_scene(keypoints: KeyPoints, max_error: float, weight: float, seed: int, scale: bool) -> Posed:
+    """Verifies by an alignment T_scene_from_query, by RANSAC on mutual matches.
+
+    Args:
+        keypoints: of the scene that is asked for.
+        max_error: distance of an inlier, as a share of the diagonal of the query's bounding box.
+        weight: of log(1 + inliers), in the rank.
+        seed: of RANSAC.
+        scale: whether the scenes may differ in scale.
+    """
+    size = float((keypoints.positions.amax(0) - keypoints.positions.amin(0)).norm()) if len(keypoints) else 0.0
+
+    def posed(scene: KeyPoints, matches: Matches) -> tuple[NDArray[np.float64], Matches, float, float] | None:
+        a, b = keypoints.positions[matches[:, 0]], scene.positions[matches[:, 1]]
+        found = scene_pose(a, b, max(max_error * size, 1e-9), seed, scale)
+        if found is None:
+            return None
+        inliers = matches[found.inliers]
+        return found.T_b_from_a, inliers, float(found.inliers.mean()), weight * float(np.log1p(len(inliers)))
+
+    return posed
+
+
+def polished(answer: Answer, keypoints: ImageKeyPoints, scene: KeyPoints, K: ArrayLike, max_error: float) -> Answer:
+    """The answer with its camera's pose refined on all key points, where it has one. Arguments as of `in_image`."""
+    if answer.pose is None:
+        return answer
+    both = problem(keypoints, scene, K)
+    T = polished_pose(torch.from_numpy(answer.pose).float(), both)[0]
+    return dataclasses.replace(answer, pose=T.double().numpy(), inliers=partners(T, both, max_error))
