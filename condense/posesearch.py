@@ -23,7 +23,7 @@ from condense.keypoints import ImageKeyPoints, KeyPoints
 
 STEEP, REACH = 3.0, 0.1  # cosine lost by a distance of one image width; distances from REACH widths on count the same
 PITCHES = range(-30, 76, 15)  # degrees down
-YAWS = 24
+YAWS = 16
 COARSE, FINE = 64, 256  # key points on either side that the search and the last steps use
 NEAR = 1e-3  # depth from which a point is before the camera
 

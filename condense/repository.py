@@ -133,7 +133,7 @@ class SceneRepository:
         K: ArrayLike,
         top: int = 10,
         shortlist: int = 50,
-        verify: int = 3,
+        verify: int = 2,
         max_error: float = 0.03,
         weight: float = 0.1,
         seed: int = 0,
@@ -148,7 +148,7 @@ class SceneRepository:
             K: [3, 3] intrinsics in pixels, of an image of `keypoints.size`.
             top: answers at most.
             shortlist: scenes whose key points are compared.
-            verify: scenes whose geometry is.
+            verify: scenes whose geometry is; the first answers have poses.
             max_error: reprojection error of an inlier, as a share of the longer side of the image.
             weight: of agreement against similarity: among small images it only decides between near equals.
             seed: of RANSAC.
