@@ -166,8 +166,8 @@ class Features2dParams:
 class SparseParams:
     """Key-point training, from the pre-trained networks on; one run for each of their seeds."""
 
-    steps: int = 400
-    warmup: int = 20
+    steps: int = 600
+    warmup: int = 30
     captures: int = 6  # a step
     views: int = 4  # of a capture, at least 2
     voxels: int = 2_500  # of the captures whose scenes the 3D network sees, twice, at most
