@@ -3,6 +3,9 @@
 The h x w feature cells tile the image: cell (i, j) covers rows [i H/h, (i+1) H/h) and columns [j W/w, (j+1) W/w).
 A network whose stride does not divide the image sees it resampled to the nearest multiple, so this always holds.
 A student is `copy.deepcopy` of its teacher; both are ordinary modules.
+
+`transformers` is imported where it is used: it takes seconds, and the built-in network, which every worker process
+loads, needs none of it.
 """
 
 from __future__ import annotations
@@ -19,8 +22,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
-from transformers.image_processing_utils import BaseImageProcessor
 
 from condense.paths import write_atomically
 
@@ -240,6 +241,8 @@ class TransformersBackbone(ImageBackbone):
         elif name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise BackboneError(f"{name}: no such folder; give a folder with config.json and model.safetensors")
         where = str(local) if is_folder else name
+        from transformers import AutoModel
+
         try:
             model = AutoModel.from_pretrained(where, local_files_only=is_folder, use_safetensors=True)
         except (OSError, ValueError) as error:
@@ -301,6 +304,8 @@ def _check_folder(folder: Path) -> None:
 
 def _normalisation(where: str, is_folder: bool, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation from the model's preprocessor configuration; without one, what its family uses."""
+    from transformers.image_processing_utils import BaseImageProcessor
+
     try:
         settings, _ = BaseImageProcessor.get_image_processor_dict(where, local_files_only=is_folder)
     except (OSError, ValueError):
@@ -333,6 +338,8 @@ def load_backbone(path: Path) -> ImageBackbone:
     if config["kind"] == "builtin":
         backbone = BuiltinBackbone(BuiltinConfig(**config["sizes"]))
     else:
+        from transformers import AutoConfig, AutoModel
+
         settings = dict(config["model"])
         with torch.random.fork_rng(devices=[]):  # the initial weights are thrown away
             model = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))

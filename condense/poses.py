@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pycolmap
 import torch
 from numpy.typing import ArrayLike, NDArray
+
+from condense.colmap import pycolmap
 
 Array = NDArray[np.float64]
 TRIALS = 1000  # of RANSAC at most: 4 ms for 200 matches; enough where a fifth of them are right

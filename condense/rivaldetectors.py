@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycolmap
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
+from condense.colmap import pycolmap
 from condense.keypoints import ImageKeyPoints, sample_map
 from condense.tasks.matching import spread
 

@@ -1,4 +1,4 @@
-"""Segmented voxels in a page of their own: turned with a finger or the mouse, without any library or network."""
+"""Labelled voxels in a page of their own: turned with a finger or the mouse, without any library or network."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ class ColouredVoxels:
         title: of the capture.
         coords: [N, 3] int x, y, z below 256.
         labels: {panel: [N] int place in `names`, 0 = no label}, such as the truth beside predictions.
-        names: of the labels.
+        names: of the labels; a label whose name is empty stays out of the legend.
+        colours: [len(names), 3] in [0, 1], such as a colour map's for levels of heat; None: those of `label_colours`.
     """
 
     title: str
     coords: NDArray[np.integer]
     labels: Mapping[str, NDArray[np.integer]]
     names: Sequence[str]
+    colours: NDArray[np.floating] | None = None
 
 
 def exposed(coords: NDArray[np.integer]) -> NDArray[np.bool_]:
@@ -42,25 +44,25 @@ def exposed(coords: NDArray[np.integer]) -> NDArray[np.bool_]:
     return ~np.all(sides, axis=0)
 
 
-def write_viewer(path: Path, captures: Sequence[ColouredVoxels], title: str) -> Path:
-    """Writes one self-contained page that shows captures side by side in their panels."""
+def write_viewer(path: Path, captures: Sequence[ColouredVoxels], title: str, note: str = "") -> Path:
+    """Writes one self-contained page that shows captures side by side in their panels, and a note below them."""
     scenes = []
     for capture in captures:
         kept = exposed(capture.coords)
         used = sorted({int(label) for values in capture.labels.values() for label in np.unique(values[kept])} - {0})
-        colours = label_colours(len(capture.names))
+        colours = label_colours(len(capture.names)) if capture.colours is None else capture.colours
         scenes.append(
             {
                 "title": capture.title,
                 "coords": _packed(capture.coords[kept]),
                 "panels": {panel: _packed(values[kept]) for panel, values in capture.labels.items()},
                 "colours": [[round(255 * channel) for channel in colour] for colour in colours.tolist()],
-                "legend": [[label, capture.names[label]] for label in used],
+                "legend": [[label, capture.names[label]] for label in used if capture.names[label]],
             }
         )
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     data = json.dumps(scenes, separators=(",", ":")).replace("</", "<\\/")
-    page = environment.get_template("viewer.html.j2").render(title=title, data=data)
+    page = environment.get_template("viewer.html.j2").render(title=title, note=note, data=data)
     write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return path
 

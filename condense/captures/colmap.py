@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 
 from condense.captures.capture import Finding
 from condense.captures.folder import EscapeError, Folder
 from condense.captures.lens import Lens, LensError
 from condense.captures.listing import Listed, Listing
+from condense.colmap import pycolmap
 
 PLACES = (".", "sparse", "sparse/0", "colmap/sparse/0")
 PARTS = ("cameras", "images", "points3D", "frames", "rigs")

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from condense.cameras import Cameras
+from condense.colmap import pycolmap
 from condense.keypoints import ImageKeyPoints, KeyPoints, load_keypoints, sample_map, save_keypoints
 from condense.links import load_links
 from condense.poses import image_pose, mutual_matches
