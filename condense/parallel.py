@@ -29,15 +29,20 @@ def set_threads(threads: int = 1) -> None:
 def parallel_map(
     function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], processes: int, title: str
 ) -> list[Result]:
-    """`[function(*job) for job in jobs]` on `processes` single-threaded workers, with a progress bar.
+    """`[function(*job) for job in jobs]` on about `processes` single-threaded workers, with a progress bar.
 
     `function` must be importable (a module-level function). Results keep the order of `jobs`, and do not
     depend on `processes`: each job gets its own arguments, seed included. The first error stops the rest.
     """
+    return parallel_calls([(function, *job) for job in jobs], processes, title)
+
+
+def parallel_calls(calls: Sequence[tuple[Any, ...]], processes: int, title: str) -> list[Any]:
+    """`[function(*arguments) for function, *arguments in calls]`, as `parallel_map` does it."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=set_threads)
-    with pool, tqdm(total=len(jobs), desc=title) as bar:
-        futures = [pool.submit(function, *job) for job in jobs]
+    pool = ProcessPoolExecutor(_workers(len(calls), processes), mp_context=context, initializer=set_threads)
+    with pool, tqdm(total=len(calls), desc=title) as bar:
+        futures = [pool.submit(*call) for call in calls]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -46,3 +51,13 @@ def parallel_map(
             pool.shutdown(cancel_futures=True)
             raise
         return [future.result() for future in futures]
+
+
+def _workers(jobs: int, processes: int) -> int:
+    """As many as `processes`, or a few more where that lets a few long jobs end together.
+
+    Three jobs on two cores take two rounds by two workers, with a core idle in the second, and the time of one and a
+    half by three workers, between which the system shares the cores.
+    """
+    even = (workers for workers in range(processes, 2 * processes) if jobs % workers == 0)
+    return next(even, processes) if jobs <= 5 * processes else processes

@@ -6,7 +6,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from condense.notebooks import strip
-from condense.parallel import parallel_map
+from condense.parallel import _workers, parallel_calls, parallel_map
 from condense.params import Params, load_params, merge, parse
 from condense.paths import project_root, write_atomically
 from condense.report import Section, build_report, load_metrics, metric_table
@@ -78,6 +78,15 @@ def test_an_unknown_profile_lists_the_known():
 
 def double(x):
     return 2 * x
+
+
+def test_calls_of_several_functions_run_side_by_side():
+    assert parallel_calls([(double, 2), (max, 1, 5), (double, 3)], 2, "mixed") == [4, 5, 6]
+
+
+@pytest.mark.parametrize(("jobs", "workers"), [(1, 2), (2, 2), (3, 3), (4, 2), (5, 2), (9, 3), (600, 2), (603, 2)])
+def test_a_few_long_jobs_end_together_on_two_cores(jobs, workers):
+    assert _workers(jobs, 2) == workers
 
 
 def test_parallel_map_keeps_the_order():
