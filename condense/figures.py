@@ -81,9 +81,13 @@ def histograms(groups: dict[str, Sequence[float]], label: str) -> Figure:
 
 def curves(panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]], x_label: str = "step") -> Figure:
     """One panel of lines a title: {panel: {line: (x, y)}}; lines of one name share a colour across panels."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, layout="constrained")
+    columns = len(panels) if len(panels) <= 3 else 2 + len(panels) % 2
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
     colours: dict[str, str] = {}
-    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
+    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=False):
         for name, (x, y) in lines.items():
             colour = colours.setdefault(name, f"C{len(colours)}")
             axis.plot(x, y, label=name, color=colour)

@@ -106,8 +106,10 @@ SECTIONS = [
         '<a href="tables/segmentation_differences.csv">paired differences</a>, and '
         '<a href="figures/segmentation/voxels.html">voxels to turn</a>.',
         (
-            *("part_probe_miou", "part_probe_1pct_miou", "part_few_shot_5_miou", "part_finetune_1pct_miou"),
-            *("semantic_probe_miou", "semantic_probe_1pct_miou", "semantic_finetune_1pct_miou"),
+            *("part_probe_miou", "part_probe_1pct_miou", "part_few_shot_5_miou"),
+            *("part_finetune_1pct_miou", "part_finetune_10pct_miou", "part_finetune_miou"),
+            *("semantic_probe_miou", "semantic_probe_1pct_miou"),
+            *("semantic_finetune_1pct_miou", "semantic_finetune_10pct_miou", "semantic_finetune_miou"),
         ),
     ),
     Section(

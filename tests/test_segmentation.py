@@ -12,6 +12,7 @@ from condense.metrics import class_scores, confusion, mean_iou, segmentation_dif
 from condense.params import SegmentationParams
 from condense.tasks.pointclouds import SurfacePoints
 from condense.tasks.segmentation import (
+    FINETUNED,
     Segmented,
     colour_position,
     draw_labels,
@@ -144,16 +145,18 @@ def test_from_features_to_the_page(task, tmp_path):
     results = [probe("colour_position", "colour_position", task, 500, 0)]
     results.append(probe("condense", tmp_path / "seed_0", task, 500, 0))
     params = SegmentationParams(part_steps=2, part_batch=3, lr=1e-3)
-    results.append(fine_tune("condense", tmp_path / "seed_0", task, params, 0, 1))
+    results += [fine_tune("condense", tmp_path / "seed_0", task, params, 0, 1, setting) for setting in FINETUNED]
     confusions = stack_confusions(results)
-    assert set(confusions["condense"]) == {*settings(task, 0), "part_finetune_1pct"}
+    assert set(confusions["condense"]) == {*settings(task, 0), *(f"part_{setting}" for setting in FINETUNED)}
     assert confusions["condense"]["part_probe_1pct"].shape == (3, 2, 3, 3)
     metrics = tabulate(confusions)
     assert metrics["colour_position"]["part_probe_miou"]["mean"] > 0.9
     table = differences(confusions)
     assert set(table["method"]) == {"colour_position"} and (table["p"] <= 1).all()
     assert class_table(confusions, [task])["class"].tolist() == ["up", "down"]
-    assert list(efficiency(metrics, [task])["part: mIoU [%]"]["condense"][0]) == [1, 10, 100]
+    panels = efficiency(metrics, [task])
+    assert [list(panel) for panel in panels.values()] == [["colour_position", "condense"], ["condense"]]
+    assert list(panels["part, fine-tuned: mIoU [%]"]["condense"][0]) == [1, 10, 100]
     rows = coloured(task, shown(task, 2), results, ["condense"])
     assert [list(row[2]) for row in rows] == [["truth", "condense"]] * 2
     page = write_viewer(tmp_path / "voxels.html", [ColouredVoxels(*row) for row in rows], "Toys").read_text()

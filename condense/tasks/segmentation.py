@@ -31,7 +31,8 @@ from condense.tasks.voxelprobe import Probe, fit_probe
 from condense.voxels import VoxelScene
 
 REACH = 1.5  # voxels from a surface point within which a voxel has its label
-FEW = 0.01  # share of the labelled voxels in "1 % of labels"
+FEW, SOME = 0.01, 0.1  # share of the labelled voxels in "1 % of labels" and "10 %"
+FINETUNED = {"finetune_1pct": FEW, "finetune_10pct": SOME, "finetune": 1.0}  # setting: share of labels
 SHOTS, DRAWS = 5, 3  # labelled objects a class; draws of labels where few are drawn
 KINDS = {"part": "object", "semantic": "room"}  # benchmark: kind of capture
 Confusions = dict[str, NDArray[np.int64]]
@@ -133,7 +134,7 @@ def settings(task: Segmented, seed: int) -> dict[str, list[dict[int, NDArray[np.
     draws = range(DRAWS)
     chosen = {
         f"{task.name}_probe_1pct": [draw_labels(task, FEW, seed, draw) for draw in draws],
-        f"{task.name}_probe_10pct": [draw_labels(task, 0.1, seed, 0)],
+        f"{task.name}_probe_10pct": [draw_labels(task, SOME, seed, 0)],
         f"{task.name}_probe": [draw_labels(task, 1.0, seed, 0)],
     }
     if task.name == "part":
@@ -241,9 +242,10 @@ def fine_tune(
     params: SegmentationParams,
     seed: int,
     draw: int,
+    setting: str,
     evaluate: str = "test",
 ) -> Result:
-    """A network fine-tuned on FEW of the labels. One job of `parallel_map`.
+    """A network fine-tuned on a share of the labels. One job of `parallel_map`.
 
     Args:
         method: name of the network.
@@ -252,11 +254,12 @@ def fine_tune(
         params: steps, captures a step and learning rate.
         seed: of the labels, and of training.
         draw: which draw of labels.
+        setting: which share of them, of FINETUNED.
         evaluate: the split that is scored; "val" while tuning.
     """
     scenes = {int(k): load_links(task.paths[k], ()).scene for split in ("train", evaluate) for k in task.rows(split)}
     targets = []
-    for k, some in draw_labels(task, FEW, seed, draw).items():
+    for k, some in draw_labels(task, FINETUNED[setting], seed, draw).items():
         target = torch.zeros(len(task.labels[k]), dtype=torch.int64)
         target[torch.from_numpy(some)] = torch.from_numpy(task.labels[k][some].astype(np.int64))
         targets.append(target)
@@ -272,4 +275,4 @@ def fine_tune(
         level="voxel",
     )
     counts = _confusions(task, evaluate, model.predict([scenes[int(k)] for k in task.rows(evaluate)]))
-    return Result(method, folder, task.name, {f"{task.name}_finetune_1pct": counts[None]})
+    return Result(method, folder, task.name, {f"{task.name}_{setting}": counts[None]})

@@ -14,7 +14,8 @@ from condense.tasks.methods import paired_table
 from condense.tasks.segmentation import Confusions, Result, Segmented, features
 
 ByMethod = dict[str, Confusions]  # {method: {setting: [seeds and draws, captures, C, C]}}
-SHARES = {1: "probe_1pct", 10: "probe_10pct", 100: "probe"}  # percent of labels: setting
+SHARES = {1: "_1pct", 10: "_10pct", 100: ""}  # percent of labels: how a setting's name ends
+KINDS = {"probe": "linear probe", "finetune": "fine-tuned"}
 
 
 def stack_confusions(results: Iterable[Result]) -> ByMethod:
@@ -63,13 +64,15 @@ def class_table(confusions: ByMethod, tasks: Sequence[Segmented]) -> pd.DataFram
 def efficiency(
     metrics: Mapping[str, Mapping[str, Any]], tasks: Sequence[Segmented]
 ) -> dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]]:
-    """{benchmark: {method: (percent of labels, mIoU in percent)}} of the probes, for `figures.curves`."""
+    """{benchmark: {method: (percent of labels, mIoU in percent)}} of probes and fine-tuning, for `figures.curves`."""
     return {
-        f"{task.name}: mIoU [%]": {
-            method: (list(SHARES), [100 * row[f"{task.name}_{setting}_miou"]["mean"] for setting in SHARES.values()])
+        f"{task.name}, {title}: mIoU [%]": {
+            method: (list(SHARES), [100 * row[f"{task.name}_{kind}{end}_miou"]["mean"] for end in SHARES.values()])
             for method, row in metrics.items()
+            if f"{task.name}_{kind}_miou" in row
         }
         for task in tasks
+        for kind, title in KINDS.items()
     }
 
 
