@@ -312,8 +312,9 @@ def voxel_normals(scene: VoxelScene, radius: int = 2) -> Tensor:
     uphill = conv3d(volume[None, None], offsets[:, None], padding=radius)[0]  # [3, X, Y, Z]
     normals = -uphill[:, *scene.coords.long().T].T
     if scene.grid.contracted:
-        centres = scene.centres.requires_grad_()
-        (normals,) = torch.autograd.grad(scene.grid.from_world(centres), centres, normals)
+        with torch.enable_grad():  # whoever asks may have switched gradients off
+            centres = scene.centres.detach().requires_grad_()
+            (normals,) = torch.autograd.grad(scene.grid.from_world(centres), centres, normals)
     length = normals.norm(dim=1, keepdim=True)
     return torch.where(length > 1e-5 * length.max(), normals / length.clamp_min(1e-12), torch.zeros_like(normals))
 

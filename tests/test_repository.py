@@ -10,6 +10,8 @@ from torch.nn.functional import normalize
 from condense import repositoryfiles as files
 from condense.cameras import Cameras, look_at
 from condense.keypoints import ImageKeyPoints, KeyPoints
+from condense.language import bank, encode_phrases, train_text_map
+from condense.params import LanguageParams
 from condense.poses import pose_errors
 from condense.ranking import calibrate, coarse_similarity, local_similarity, margins, pool
 from condense.repository import SceneRepository
@@ -296,6 +298,43 @@ def test_bad_scenes_and_queries_are_named():
         repository.query_scene(holed)
     assert SceneRepository("m", DIM).query_image(image, K) == SceneRepository("m", DIM).query_scene(scene) == []
     assert SceneRepository("m", DIM).query_vector(scene.descriptors[0]) == []
+
+
+class WordEncoder:
+    """A text's vector is that of its word's number; it can be checked by hand."""
+
+    dim = 4
+
+    def encode(self, texts):
+        return torch.eye(self.dim)[[int(text.split()[-1]) for text in texts]]
+
+
+def test_texts_find_scenes_by_their_key_points(tmp_path):
+    """A map learned on the descriptors of four kinds of scenes; the repository says which it has of a kind."""
+
+    def scene(kind, seed):
+        some = random_scene(seed)
+        direction = torch.randn(4, DIM, generator=torch.Generator().manual_seed(0))[kind]
+        return dataclasses.replace(some, descriptors=normalize(some.descriptors + 2 * direction, dim=1))
+
+    encoder, kinds = WordEncoder(), [0, 1, 2, 3] * 5
+    captions = [[f"number {kind}"] for kind in kinds]
+    vectors = encode_phrases(encoder, [text for some in captions for text in some])
+    learned_from = [bank([scene(kind, 50 + i).descriptors for i, kind in enumerate(kinds)], 3)]
+    text_map = train_text_map(learned_from, captions, vectors, LanguageParams(steps=40, batch=8, dropout=0.0), 0)
+    repository = SceneRepository.open(tmp_path, "m", DIM)
+    assert repository.query_text("number 1", encoder, text_map) == []
+    for kind in (0, 1, 2):
+        repository.add(f"kind {kind}", scene(kind, kind))
+    found = repository.query_text("number 1", encoder, text_map, centres=3)
+    assert found[0][0] == "kind 1" and len(found) == 3 and found[0][1] > 0.5
+    repository.add("another", scene(3, 9))
+    again = SceneRepository.load(tmp_path)
+    for each in (repository, again):
+        assert each.query_text("number 3", encoder, text_map, top=1, centres=3)[0][0] == "another"
+    assert repository.query_text("number 3", encoder, text_map, centres=3, least=9.0) == []
+    with pytest.raises(ValueError, match="features of length 16, not 8"):
+        SceneRepository("m", 8).query_text("number 1", encoder, text_map)
 
 
 def test_one_key_point_is_enough_to_be_found_but_not_to_be_placed():

@@ -24,6 +24,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn.functional import normalize
 
 from condense.captures.capture import Capture
+from condense.keypoints import KeyPoints, load_keypoints
 from condense.language import (
     Bank,
     TextMap,
@@ -53,6 +54,7 @@ from condense.tasks.described import Described, describe, learns
 from condense.tasks.grounding import Scores, Vectors, by_name, grounding, name_voxels
 from condense.tasks.matching import max_similarity
 from condense.tasks.pointclouds import read_points
+from condense.tasks.scenes import best_spread
 from condense.tasks.segmentation import voxel_labels
 
 METHODS = ("condense", "lift", "pooled_teacher")  # that learn a map
@@ -98,6 +100,7 @@ def method_scores(
     vectors: Vectors,
     params: LanguageParams,
     targets: Mapping[int, Path],
+    condensed: Path | None = None,
 ) -> list[tuple[Scores, dict[str, NDArray[np.int64]]]]:
     """Trains maps on the same features, writes them, and asks them everything. One job of `parallel_map`.
 
@@ -109,6 +112,7 @@ def method_scores(
         vectors: of `all_texts`.
         params: of training.
         targets: {seed of training: the file of its map}.
+        condensed: the file of the scenes' key points, by the model that was trained on from this one.
 
     Returns:
         For each seed `evaluate` and `across` on test captures, and the confusions of `name_voxels`,
@@ -130,6 +134,8 @@ def method_scores(
         text_map = train_text_map(banks, [some.meta["captions"] for some in train], vectors, params, seed)
         save_text_map(target, text_map)
         scores = own | evaluate(text_map, val, test, labels, vectors, known, count)
+        if condensed is not None:
+            scores["text_to_keypoints_recall_at_1"] = by_key_points(text_map, test, condensed, vectors, count)
         results.append((scores, name_voxels(text_map, test, labels, vectors)))
     return results
 
@@ -167,6 +173,16 @@ def evaluate(
         chosen = int(np.nanmean(grounding(text_map, val, labels, vectors), axis=0).argmax())
         result["grounding_miou"] = grounding(text_map, test, labels, vectors)[:, chosen]
     return result
+
+
+def by_key_points(
+    text_map: TextMap, test: Sequence[Described], condensed: Path, vectors: Vectors, centres: int
+) -> NDArray[np.float64]:
+    """Recall at 1 of held-out phrasings against the key points that a repository keeps of each scene."""
+    scenes = load_keypoints(condensed)
+    own = [scenes[some.name] for some in test]
+    kept = bank([best_spread(one).descriptors for one in own if isinstance(one, KeyPoints)], centres)
+    return retrieval(text_map, kept, [some.meta for some in test], vectors)["scene_recall_at_1"]
 
 
 def ask(text_map: TextMap, queries: Queries, scenes: Bank, vectors: Vectors) -> NDArray[np.float32]:

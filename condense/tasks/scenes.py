@@ -170,12 +170,16 @@ def condensed(describer: Describer, paths: Sequence[Path], kept: Path) -> dict[s
     return load_keypoints(kept)  # type: ignore[return-value]
 
 
+def best_spread(scene: KeyPoints, count: int = POINTS) -> KeyPoints:
+    """The key points that a repository keeps of a scene."""
+    return scene[spread_maxima(scene.positions, scene.scores, count)]
+
+
 def repository_of(scenes: Mapping[str, KeyPoints], plan: Plan, points: int = POINTS) -> SceneRepository:
     """A repository of a plan's scenes, each with its `points` best spread key points."""
     repository = SceneRepository("benchmark", next(iter(scenes.values())).descriptors.shape[1], PARTS)
     for name in plan.scenes:
-        scene = scenes[name]
-        repository.add(name, scene[spread_maxima(scene.positions, scene.scores, points)])
+        repository.add(name, best_spread(scenes[name], points))
     return repository
 
 
