@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,8 +45,30 @@ def exposed(coords: NDArray[np.integer]) -> NDArray[np.bool_]:
     return ~np.all(sides, axis=0)
 
 
-def write_viewer(path: Path, captures: Sequence[ColouredVoxels], title: str, note: str = "") -> Path:
-    """Writes one self-contained page that shows captures side by side in their panels, and a note below them."""
+def heated_voxels(
+    title: str,
+    coords: NDArray[np.integer],
+    heat: Mapping[str, NDArray[np.floating]],
+    limits: tuple[float, float],
+    levels: int = 64,
+) -> ColouredVoxels:
+    """Voxels coloured by numbers, from dark at the first limit to bright at the second.
+
+    Args:
+        title: of the capture.
+        coords: [N, 3] int x, y, z below 256.
+        heat: {panel: [N]}.
+        limits: the ends of the scale; what lies beyond gets their colours.
+        levels: colours of the scale, at most 255.
+    """
+    low, high = limits
+    placed = {panel: ((v - low) / (high - low) * levels).astype(int).clip(0, levels - 1) for panel, v in heat.items()}
+    colours = plt.get_cmap("inferno")(np.linspace(0.05, 1, levels))[:, :3]
+    return ColouredVoxels(title, coords, placed, [""] * levels, colours)
+
+
+def viewer_page(captures: Sequence[ColouredVoxels], title: str, note: str = "") -> str:
+    """One self-contained page that shows captures side by side in their panels, and a note below them."""
     scenes = []
     for capture in captures:
         kept = exposed(capture.coords)
@@ -62,7 +85,12 @@ def write_viewer(path: Path, captures: Sequence[ColouredVoxels], title: str, not
         )
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     data = json.dumps(scenes, separators=(",", ":")).replace("</", "<\\/")
-    page = environment.get_template("viewer.html.j2").render(title=title, note=note, data=data)
+    return environment.get_template("viewer.html.j2").render(title=title, note=note, data=data)
+
+
+def write_viewer(path: Path, captures: Sequence[ColouredVoxels], title: str, note: str = "") -> Path:
+    """Writes `viewer_page`."""
+    page = viewer_page(captures, title, note)
     write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return path
 

@@ -10,7 +10,16 @@ from capturefiles import HEIGHT, WIDTH, make, picture, poses, write, zip_up
 from PIL import Image
 
 from condense.captures.capture import CaptureError
-from condense.captures.images import area_resize, decode, resample, resample_nearest, to_colour, to_labels
+from condense.captures.images import (
+    ImageError,
+    area_resize,
+    decode,
+    read_photograph,
+    resample,
+    resample_nearest,
+    to_colour,
+    to_labels,
+)
 from condense.captures.lens import Lens, LensError, lens_from_focal, undistorted
 from condense.captures.reader import read_capture, read_captures
 
@@ -317,3 +326,42 @@ def test_fast_decoding_agrees_with_slow(shared):
     error = area_resize(slow, (135, 240), (slow.shape[1], slow.shape[0])) - fast
     assert np.sqrt((error**2).mean()) < 3  # of 255; libjpeg's scaled decoding is no exact area average
     assert abs(error.mean()) < 0.1
+
+
+class TestReadPhotograph:
+    """A photograph of 6 x 4 pixels, dark on the left and bright on the right, in every kind a user may have."""
+
+    pixels = np.repeat(np.linspace(20, 220, 6).astype(np.uint8)[None], 4, axis=0)
+
+    def saved(self, tmp_path, image, **how):
+        image.save(tmp_path / "photo.png", **how)
+        return tmp_path / "photo.png"
+
+    def test_grey_8_and_16_bits_are_the_same(self, tmp_path):
+        grey = read_photograph(self.saved(tmp_path, Image.fromarray(self.pixels)), 100)
+        deep = read_photograph(self.saved(tmp_path, Image.fromarray(self.pixels.astype(np.uint16) * 257)), 100)
+        np.testing.assert_array_equal(grey, np.repeat(self.pixels[:, :, None], 3, axis=2))
+        np.testing.assert_array_equal(deep, grey)
+
+    def test_what_lies_on_its_side_is_turned(self, tmp_path):
+        exif = Image.Exif()
+        exif[274] = 6  # turn clockwise to see it upright
+        turned = read_photograph(self.saved(tmp_path, Image.fromarray(self.pixels), exif=exif), 100)
+        np.testing.assert_array_equal(turned[:, :, 0], np.rot90(self.pixels, -1))
+
+    def test_transparency_lies_over_white(self, tmp_path):
+        alpha = np.where(np.arange(6) < 3, 0, 255).astype(np.uint8)
+        clear = np.dstack([self.pixels] * 3 + [np.tile(alpha, (4, 1))])
+        found = read_photograph(self.saved(tmp_path, Image.fromarray(clear)), 100)
+        assert (found[:, :3] == 255).all() and (found[:, 3:, 0] == self.pixels[:, 3:]).all()
+
+    def test_a_large_one_shrinks_and_keeps_its_shape(self, tmp_path):
+        found = read_photograph(self.saved(tmp_path, Image.fromarray(self.pixels)), 3)
+        assert found.shape == (2, 3, 3) and found[0, 0, 0] == 40  # the mean of 20 and 60
+
+    def test_what_is_no_image_is_named(self, tmp_path):
+        with pytest.raises(ImageError, match=r"absent\.png cannot be read: No such file"):
+            read_photograph(tmp_path / "absent.png", 100)
+        (tmp_path / "text.png").write_text("not an image")
+        with pytest.raises(ImageError, match=r"text\.png is not an image"):
+            read_photograph(tmp_path / "text.png", 100)

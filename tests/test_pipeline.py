@@ -74,8 +74,8 @@ def _arguments(text: str, call: str) -> list[str]:
     return [part.split('"')[1] for part in text.split(call)[1:]]
 
 
-def test_every_notebook_is_a_stage():
-    assert {notebook_of(stage) for stage in STAGES.values()} == set(NOTEBOOKS)
+def test_every_notebook_is_a_stage_but_the_one_to_play_with():
+    assert {notebook_of(stage) for stage in STAGES.values()} == set(NOTEBOOKS) - {ROOT / "notebooks/95_explore.ipynb"}
 
 
 def test_params_yaml_names_every_setting():

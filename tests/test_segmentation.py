@@ -32,7 +32,7 @@ from condense.tasks.segmentation_results import (
     tabulate,
 )
 from condense.tasks.voxelprobe import fit_probe, rarity
-from condense.viewer import ColouredVoxels, exposed, write_viewer
+from condense.viewer import ColouredVoxels, exposed, heated_voxels, viewer_page, write_viewer
 from condense.voxels import VoxelScene
 
 
@@ -161,6 +161,14 @@ def test_from_features_to_the_page(task, tmp_path):
     assert [list(row[2]) for row in rows] == [["truth", "condense"]] * 2
     page = write_viewer(tmp_path / "voxels.html", [ColouredVoxels(*row) for row in rows], "Toys").read_text()
     assert "http" not in page and "toy_8" in page and len(page) < 50_000
+
+
+def test_heat_becomes_colours_from_dark_to_bright():
+    coords = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0]])
+    page = heated_voxels("a", coords, {"warm": np.array([-9.0, 0.5, 9.0])}, (-1.0, 2.0))
+    assert page.labels["warm"].tolist() == [0, 32, 63] and (np.diff(page.colours.sum(1)) > 0).mean() > 0.9
+    shown = viewer_page([page], "Heat", "<hot>")
+    assert "&lt;hot&gt;" in shown and '"legend":[]' in shown
 
 
 def test_nothing_measured_makes_empty_tables():

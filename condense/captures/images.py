@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse
@@ -93,6 +94,32 @@ def to_colour(image: Image.Image) -> np.ndarray:
         return np.repeat(grey[:, :, None], 3, axis=2)
     alpha = "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La")
     return np.asarray(image.convert("RGBA" if alpha else "RGB"))
+
+
+def read_photograph(path: Path, longest: int) -> np.ndarray:
+    """Any single photograph as uint8 [H, W, 3]: upright by its EXIF, transparency over white, grey repeated.
+
+    Args:
+        path: of the file.
+        longest: pixels of the longer side of the result; a smaller photograph keeps its size.
+
+    Raises:
+        ImageError: it is absent, damaged or of a kind that is not supported; the message names the file.
+    """
+    try:
+        image = ImageOps.exif_transpose(decode(path.read_bytes())[0])
+        colour = to_colour(image).astype(np.float32)
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror}") from error
+    except ImageError as error:
+        raise ImageError(f"{path} {error}") from error
+    if colour.shape[2] == 4:
+        alpha = colour[:, :, 3:]
+        colour = (colour[:, :, :3] * alpha + 255 * (255 - alpha)) / np.float32(255)
+    height, width = colour.shape[:2]
+    scale = min(1.0, longest / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return area_resize(colour, size, (width, height)).round().astype(np.uint8)
 
 
 def to_mask(image: Image.Image) -> np.ndarray:
