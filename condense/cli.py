@@ -1,4 +1,4 @@
-"""The command line: `condense doctor | sets | generate | notebook | run`."""
+"""The command line: `condense doctor | sets | generate | notebook | run | bench`."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.set_defaults(run=run_pipeline)
 
     command = commands.add_parser("bench", help="probe pre-trained 3D networks on a public data set")
-    command.add_argument("task", choices=["classification"])
-    command.add_argument("--dataset", required=True, help="modelnet40, scanobjectnn, ...")
+    command.add_argument("task", choices=["classification", "segmentation"])
+    command.add_argument("--dataset", required=True, help="modelnet40, scanobjectnn, shapenetpart, s3dis, scannet, ...")
     command.add_argument("--root", required=True, type=Path, help="its folder as the release unpacks")
     command.add_argument(
         "--networks", nargs="+", type=Path, help="folders of 3D networks; artifacts/condense/* if none"
     )
     command.add_argument("--resolution", type=int, default=32, help="voxels along a cloud's longest side")
-    command.add_argument("--per-class", type=int, default=0, help="clouds of each class and split; 0 takes all")
+    command.add_argument("--per-class", type=int, default=0, help="clouds of a class (rooms) a split; 0 takes all")
     command.set_defaults(run=run_bench)
 
     options = parser.parse_args(arguments)
@@ -88,12 +88,13 @@ def run_bench(options: argparse.Namespace) -> int:
     """Prints a table of probes, a row a network; 0 if the data set and the networks can be read, else 1."""
     from condense.datasets.open import open_dataset
     from condense.report import metric_table
-    from condense.tasks.pointsets import bench_classification
+    from condense.tasks.pointsets import bench_classification, bench_segmentation
 
+    bench = bench_classification if options.task == "classification" else bench_segmentation
     folders = options.networks or sorted(path.parent for path in Path("artifacts/condense").glob("*/net3d.json"))
     try:
         point_set = open_dataset(options.dataset, options.root)
-        metrics = bench_classification(point_set, folders, options.resolution, options.per_class)
+        metrics = bench(point_set, folders, options.resolution, options.per_class)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

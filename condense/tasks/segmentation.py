@@ -203,7 +203,20 @@ def probe(
         evaluate: the split that is scored; "val" while tuning.
         only: the settings to measure; all if empty.
     """
-    values = features(source, task.paths)
+    return probe_features(method, source, features(source, task.paths), task, most, seed, evaluate, only)
+
+
+def probe_features(
+    method: str,
+    source: Path | str,
+    values: Sequence[Tensor],
+    task: Segmented,
+    most: int,
+    seed: int,
+    evaluate: str = "test",
+    only: Sequence[str] = (),
+) -> Result:
+    """`probe` of features [N, D] that are at hand, those of each capture of the benchmark."""
     labels = [torch.from_numpy(label.astype(np.int64)) for label in task.labels]
     val = _gather(values, labels, {int(k): np.flatnonzero(task.labels[k]) for k in task.rows("val")}, most, seed)
     confusions, probes = {}, {}
