@@ -45,7 +45,7 @@ lint: env
 	mypy
 
 test: lint data
-	pytest
+	pytest -n logical --maxprocesses=8
 	rm -rf runs/smoke
 	pytest --nbval-lax --nbval-cell-timeout=900 notebooks
 	condense run --profile smoke
