@@ -1,4 +1,4 @@
-"""The command line: `condense doctor | sets | generate | notebook | run | bench`."""
+"""The command line: `condense doctor | sets | generate | notebook | run | bench | export`."""
 
 from __future__ import annotations
 
@@ -55,6 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--per-class", type=int, default=0, help="clouds of a class (rooms) a split; 0 takes all")
     command.set_defaults(run=run_bench)
 
+    command = commands.add_parser("export", help="a trained model and its card, in a folder to share or push to a hub")
+    command.add_argument("model", type=Path, help="such as artifacts/sparse/seed_0")
+    command.add_argument("folder", type=Path, help="gets safetensors, configurations and README.md")
+    command.add_argument("--reports", type=Path, default=Path("reports"), help="of the run that trained it")
+    command.set_defaults(run=lambda options: run_export(options.model, options.folder, options.reports))
+
     options = parser.parse_args(arguments)
     return int(options.run(options))
 
@@ -99,6 +105,19 @@ def run_bench(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 1
     print(metric_table(metrics).to_string())
+    return 0
+
+
+def run_export(model: Path, folder: Path, reports: Path) -> int:
+    """Writes a model with a card that quotes the run's metrics; 0 if there is such a model, else 1."""
+    from condense.pretrained import PretrainedModel, card_of  # the hub's client need not be loaded for `doctor`
+
+    try:
+        PretrainedModel.from_folder(model).save_pretrained(folder, model_card_kwargs=card_of(reports))
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{folder}: load it with condense.pretrained.PretrainedModel.from_pretrained({str(folder)!r})")
     return 0
 
 

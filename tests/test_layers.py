@@ -41,6 +41,7 @@ figures charts viewer
 features2dfigures keypointfigures languagefigures overlays scenefigures
 report run notebooks study
 benchmarks plainfit
+pretrained
 repositorybench pipebench gpucheck cli
 """
 RANK = {name: row for row, names in enumerate(ORDER.split("\n")) for name in names.split()}
