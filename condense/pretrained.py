@@ -171,11 +171,19 @@ LIMITS = (
 
 def card_of(reports: Path) -> dict[str, str]:
     """What `CARD` says of a model: its data, limits, and those metrics of its run that are there."""
+
+    def read(name: str) -> dict[str, Any]:
+        path = reports / "metrics" / f"{name}.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
     tables = []
     for name, (method, names) in SHOWN.items():
-        path = reports / "metrics" / f"{name}.json"
-        metrics = json.loads(path.read_text()) if path.is_file() else {}
+        metrics = read(name)
         if method in metrics:
             tables.append(card_metrics(metrics, method, names))
     text = "Unseen captures; mean ± 95 % interval.\n\n" + "\n\n".join(tables) if tables else "Not measured."
-    return {"data": DATA, "metrics": text, "limits": LIMITS}
+    captures = read("fields")
+    if "builtin" in captures:
+        return {"data": DATA, "metrics": text, "limits": LIMITS}
+    data = f"Captures: {', '.join(captures)}." if captures else "Not recorded."
+    return {"data": data, "metrics": text, "limits": "Few captures were seen; elsewhere the features are untested."}

@@ -9,7 +9,7 @@ from toys import tiny_teacher, toy_links
 from condense.cli import main
 from condense.extraction import condense_scene, detect_image
 from condense.model import new_model
-from condense.pretrained import PretrainedModel, card_metrics
+from condense.pretrained import PretrainedModel, card_metrics, card_of
 from condense.sparse import SparseModel, save_sparse
 
 METRICS = {
@@ -55,6 +55,10 @@ def test_the_command_writes_a_card_that_quotes_the_run(folder, tmp_path, capsys)
     assert main(arguments) == 0
     card = (tmp_path / "shared/README.md").read_text()
     assert "license: apache-2.0" in card and "| 3D classes, linear probe | 0.750 ± 0.000 | 0.500 ± 0.100 |" in card
+    assert "Not recorded" in card
+    for captures, said in (({"builtin": {}}, "seeded generator"), ({"fox": {}, "desk": {}}, "Captures: fox, desk.")):
+        (tmp_path / "reports/metrics/fields.json").write_text(json.dumps(captures))
+        assert said in card_of(tmp_path / "reports")["data"]
     assert main(["export", str(tmp_path), str(tmp_path / "other")]) == 1
     assert "is no trained model: student.safetensors is missing" in capsys.readouterr().err
 
