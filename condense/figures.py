@@ -80,21 +80,26 @@ def histograms(groups: dict[str, Sequence[float]], label: str) -> Figure:
 
 
 def curves(panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]], x_label: str = "step") -> Figure:
-    """One panel of lines a title: {panel: {line: (x, y)}}; lines of one name share a colour across panels."""
+    """One panel of lines a title: {panel: {line: (x, y)}}; lines of one name share a colour across panels, and a legend.
+
+    A line that is alone in all its panels stays out of the legend: the title names it.
+    """
     columns = len(panels) if len(panels) <= 3 else 2 + len(panels) % 2
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     colours: dict[str, str] = {}
+    named: dict[str, plt.Line2D] = {}
     for axis, (title, lines) in zip(axes.flat, panels.items(), strict=False):
         for name, (x, y) in lines.items():
-            colour = colours.setdefault(name, f"C{len(colours)}")
-            axis.plot(x, y, label=name, color=colour)
+            (line,) = axis.plot(x, y, color=colours.setdefault(name, f"C{len(colours)}"))
+            if len(lines) > 1:
+                named[name] = line
         axis.set(title=title, xlabel=x_label)
         axis.spines[["top", "right"]].set_visible(False)
-        if len(lines) > 1:
-            axis.legend(frameon=False, fontsize=8)
+    if named:
+        figure.legend(list(named.values()), list(named), frameon=False, fontsize=8, loc="outside right center")
     return figure
 
 
