@@ -80,9 +80,9 @@ def histograms(groups: dict[str, Sequence[float]], label: str) -> Figure:
 
 
 def curves(panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]], x_label: str = "step") -> Figure:
-    """One panel of lines a title: {panel: {line: (x, y)}}; lines of one name share a colour across panels, and a legend.
+    """One panel of lines a title: {panel: {line: (x, y)}}; a line of one name has one colour in all panels.
 
-    A line that is alone in all its panels stays out of the legend: the title names it.
+    One legend for all panels stands beside them; a line that is alone in its panels needs none: the title names it.
     """
     columns = len(panels) if len(panels) <= 3 else 2 + len(panels) % 2
     rows = -(-len(panels) // columns)
