@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from condense.captures.reader import doctor
 from condense.run import prepare_run
 
 
@@ -67,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_doctor(folder: Path) -> int:
     """Prints the data-quality list; 0 if at least one capture can be used, else 1."""
+    from condense.captures.reader import doctor  # a stage's notebook loads torch, its command line need not
+
     try:
         text, usable = doctor(folder)
     except OSError as error:

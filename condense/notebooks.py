@@ -73,7 +73,7 @@ class PeakMemory:
             total = 0
             for process in (me, *me.children(recursive=True)):
                 try:
-                    # shared pages once: spawned workers map the same libraries
+                    # shared pages once: workers map the same libraries
                     memory = process.memory_info()
                     total += memory.rss - getattr(memory, "shared", 0)
                 except psutil.Error:  # it ended meanwhile

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
 import torch
@@ -39,8 +41,7 @@ def parallel_map(
 
 def parallel_calls(calls: Sequence[tuple[Any, ...]], processes: int, title: str) -> list[Any]:
     """`[function(*arguments) for function, *arguments in calls]`, as `parallel_map` does it."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(_workers(len(calls), processes), mp_context=context, initializer=set_threads)
+    pool = ProcessPoolExecutor(_workers(len(calls), processes), mp_context=_server(), initializer=set_threads)
     with pool, tqdm(total=len(calls), desc=title) as bar:
         futures = [pool.submit(*call) for call in calls]
         try:
@@ -51,6 +52,16 @@ def parallel_calls(calls: Sequence[tuple[Any, ...]], processes: int, title: str)
             pool.shutdown(cancel_futures=True)
             raise
         return [future.result() for future in futures]
+
+
+def _server() -> BaseContext:
+    """Workers fork from one process that has loaded what this one has, and done nothing: no thread is left behind.
+
+    Loading torch anew in every worker takes longer than many a job.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([name for name in sys.modules if name.startswith("condense.")])
+    return context
 
 
 def _workers(jobs: int, processes: int) -> int:
