@@ -26,11 +26,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a quarter of the captures": {"share": 0.25},
 }
 
+LOOP = ("no student", "raw targets", "one generation", "render detached")  # ways to leave the loop open
 
-def variant(params: PretrainParams, name: str, steps: int) -> PretrainParams:
-    """The settings of a variant, trained for `steps`.
+
+def variant(params: PretrainParams, name: str, steps: int = 0) -> PretrainParams:
+    """The settings of a variant, trained for `steps`, or as long as `params` says.
 
     Raises:
         KeyError: no such variant.
     """
-    return dataclasses.replace(params, steps=steps, **VARIANTS[name])
+    return dataclasses.replace(params, steps=steps or params.steps, **VARIANTS[name])

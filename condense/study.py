@@ -146,6 +146,12 @@ SECTIONS = [
         "variant that only makes 2D and 3D alike, can leave them high: it shows as an agreement margin of 0, and in the probes.",
     ),
     Section(
+        "loop",
+        "Does the student make the 3D network better?",
+        "The loop between the networks left open in four ways, trained as long as the main runs and with the same seeds. The "
+        'paired differences are in <a href="tables/loop_paired.csv">loop_paired.csv</a>.',
+    ),
+    Section(
         "language",
         "Scenes asked for in words",
         "A map between a frozen sentence encoder and the features, learned from training captions alone, answers phrasings "

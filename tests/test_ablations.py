@@ -6,7 +6,7 @@ import pytest
 
 from condense.ablations import VARIANTS, variant
 from condense.params import PretrainParams
-from condense.tasks.ablation import Measured, tabulate
+from condense.tasks.ablation import Measured, differences, tabulate
 
 
 def test_every_variant_changes_what_it_names_and_nothing_else():
@@ -34,3 +34,20 @@ def test_a_variant_s_row_by_hand():
     assert row["part_probe_miou"]["mean"] == pytest.approx((3 / 4 + 2 / 3) / 2)
     assert row["student_rank"]["mean"] == 9.0
     json.dumps(row)  # a metric file
+
+
+def test_differences_by_hand():
+    counts = np.zeros((1, 2, 3, 3), dtype=int)
+    counts[0, :, 1, 1], counts[0, :, 2, 2] = 3, 2
+    worse = counts.copy()
+    worse[0, :, 2, 2], worse[0, :, 2, 1] = 0, 2  # IoU 3/5 and 0 where it was 1 and 1
+    measured = {
+        "no student": [Measured({"linear_probe_acc": np.zeros(2)}, {"part_probe": worse}, {})] * 2,
+        "condense": [Measured({"linear_probe_acc": np.array([1.0, 0.0])}, {"part_probe": counts}, {})] * 2,
+    }
+    table = differences(measured).set_index("metric")
+    assert table["method"].tolist() == ["no student"] * 2
+    assert table.loc["linear_probe_acc", "difference"] == 0.5
+    assert table.loc["part_probe_miou", "difference"] == pytest.approx(1 - (3 / 5 + 0) / 2)
+    assert table.loc["part_probe_miou", "p"] < 0.05 < table.loc["linear_probe_acc", "p"]
+    assert differences({}).empty

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from condense.backbone3d import load_net3d
-from condense.metrics import interval, segmentation_scores
+from condense.metrics import interval, paired_difference, segmentation_difference, segmentation_scores
 from condense.tasks.classification import Hits, Source, load_scenes, measure
 from condense.tasks.descriptors import describe
+from condense.tasks.methods import paired_table
 from condense.tasks.probes import Labelled
 from condense.tasks.segmentation import Confusions, Segmented, probe
 
@@ -80,3 +82,17 @@ def tabulate(measured: Mapping[str, Sequence[Measured]]) -> dict[str, dict[str, 
             row[f"{words[1]}_{words[0]}"] = interval([seed.signs[sign] for seed in seeds])
         metrics[name] = row
     return metrics
+
+
+def differences(measured: Mapping[str, Sequence[Measured]], of: str = "condense") -> pd.DataFrame:
+    """`methods.paired_table` of one row against the others, on the same captures, draws and seeds."""
+    hits = {
+        name: {metric: np.stack([seed.hits[metric] for seed in seeds]) for metric in seeds[0].hits}
+        for name, seeds in measured.items()
+    }
+    parts = {
+        name: {f"{key}_miou": np.concatenate([seed.confusions[key] for seed in seeds]) for key in seeds[0].confusions}
+        for name, seeds in measured.items()
+    }
+    tables = [paired_table(hits, paired_difference, of), paired_table(parts, segmentation_difference, of)]
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)

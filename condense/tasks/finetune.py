@@ -28,6 +28,7 @@ WEIGHT_DECAY, CLIP = 0.01, 1.0
 PROBE_STRENGTH = 1e-2  # regularisation of the probe that the linear layer starts as
 UNSEEN = 2.0  # how far below all others a class starts that the probe did not see
 START, CALIBRATE = 200, 48  # scenes that the linear layer starts from, and batch norm is calibrated on, at most
+START_ROWS = 20_000  # of their voxels, those that the linear layer starts from, at most
 TOGETHER = 8  # scenes in one forward pass without gradients
 
 
@@ -81,8 +82,9 @@ class FineTuned(nn.Module):
         target = torch.cat([each.reshape(-1) for each in _some(targets, START)])
         self.centre.copy_(features.mean(0))
         self.spread.copy_(features.std(0, unbiased=False).clamp_min(1e-3))
-        kept = target > 0 if self.level == "voxel" else torch.ones_like(target, dtype=torch.bool)
-        x = ((features - self.centre) / self.spread)[kept]
+        rows = torch.nonzero(target)[:, 0] if self.level == "voxel" else torch.arange(len(target))
+        kept = rows[np.random.default_rng(0).permutation(len(rows))[:START_ROWS]]
+        x = (features[kept] - self.centre) / self.spread
         zeros = torch.zeros_like(self.head.weight), torch.zeros_like(self.head.bias)
         weight, bias = minimise(x, target[kept], PROBE_STRENGTH, *zeros)
         self.head.weight.copy_(weight)
