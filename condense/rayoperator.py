@@ -15,15 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from condense.cameras import Cameras
-from condense.paths import write_atomically
 from condense.raymarch import Samples, render_weights, sample_rays, trilinear
 from condense.voxels import VoxelScene, index_volume
 
@@ -265,23 +262,3 @@ def stack_operators(operators: Sequence[RayOperator], block_diagonal: bool = Tru
     counts = torch.cat([operator.crow.diff() for operator in operators])
     voxels = starts[-1] if block_diagonal else operators[0].voxels
     return RayOperator(_starts(counts), torch.cat(columns), torch.cat([o.value for o in operators]), voxels)
-
-
-def save_operators(operators: Sequence[RayOperator], path: Path) -> None:
-    """Writes operators, such as the views of one scene, to one safetensors file."""
-    tensors = {}
-    for number, operator in enumerate(operators):
-        parts = {"crow": operator.crow, "col": operator.col, "value": operator.value}
-        parts["voxels"] = torch.tensor(operator.voxels)
-        tensors.update({f"{number:05d}.{name}": part.cpu().contiguous() for name, part in parts.items()})
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
-
-
-def load_operators(path: Path) -> list[RayOperator]:
-    """Reads what `save_operators` wrote, in the same order."""
-    tensors = load_file(path)
-    numbers = sorted({name.split(".")[0] for name in tensors})
-    return [
-        RayOperator(tensors[f"{n}.crow"], tensors[f"{n}.col"], tensors[f"{n}.value"], int(tensors[f"{n}.voxels"]))
-        for n in numbers
-    ]

@@ -10,10 +10,8 @@ from condense.rayoperator import (
     RayOperator,
     build_operator,
     heaviest,
-    load_operators,
     on_columns,
     pruned,
-    save_operators,
     stack_operators,
 )
 from condense.voxels import VoxelScene, batch_scenes
@@ -217,16 +215,6 @@ def test_stacks_match_their_parts(generator):
         stack_operators(views, block_diagonal=False)
     with pytest.raises(ValueError, match="at least one"):
         stack_operators([])
-
-
-def test_save_and_load_give_the_same_operators(built, tmp_path):
-    scene, cameras, operator = built
-    operators = [operator, build_operator(scene, cameras, 1, 2, 3)]
-    save_operators(operators, tmp_path / "views.safetensors")
-    again = load_operators(tmp_path / "views.safetensors")
-    assert [o.shape for o in again] == [(16, 120), (6, 120)]
-    for a, b in zip(again, operators, strict=True):
-        assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("crow", "col", "value"))
 
 
 def test_bad_input_is_refused(built):
