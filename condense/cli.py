@@ -1,4 +1,4 @@
-"""The command line: `condense doctor | sets | generate | notebook | run | bench | export`."""
+"""The command line: `condense doctor | pose | sets | generate | notebook | run | bench | export`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands.add_parser("doctor", help="say what is wrong with the captures in a folder")
     command.add_argument("folder", type=Path, help="a capture or a folder of captures (directories or .zip)")
     command.set_defaults(run=lambda options: run_doctor(options.folder))
+
+    command = commands.add_parser("pose", help="find cameras for a folder of photographs that has none")
+    command.add_argument("folder", type=Path, help="photographs, or a folder that holds them as images/")
+    command.add_argument("--video", action="store_true", help="they are frames of a video, in the order of names")
+    command.add_argument("--lens-per-image", action="store_true", help="the zoom changed from one to the next")
+    command.add_argument("--longest", type=int, default=1600, help="pixels of the longer side that features see")
+    command.add_argument("--processes", type=int, default=2)
+    command.set_defaults(run=run_pose)
 
     command = commands.add_parser("sets", help="say what a public data set on disk holds, and what is wrong with it")
     command.add_argument("name", help="modelnet40, scanobjectnn, shapenetpart, s3dis, scannet, ...")
@@ -75,6 +83,22 @@ def run_doctor(folder: Path) -> int:
         return 1
     print(text)
     return 0 if usable else 1
+
+
+def run_pose(options: argparse.Namespace) -> int:
+    """Writes a COLMAP model beside photographs, and prints what became of each; 0 if there is a model, else 1."""
+    from condense.captures.pose import pose_folder  # `run` need not wait for COLMAP
+
+    try:
+        posed = pose_folder(options.folder, options.video, options.lens_per_image, options.longest, options.processes)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    total = len(posed.photographs) + len(posed.left_out)
+    print(f"{posed.model}: {len(posed.photographs)} of {total} photographs, {posed.error_px:.2f} px reprojection error")
+    for name, reason in sorted(posed.left_out.items()):
+        print(f"  left out: {name} {reason}")
+    return 0
 
 
 def run_sets(name: str, root: Path, every: bool) -> int:
