@@ -1,4 +1,4 @@
-"""The command line: `condense doctor | pose | sets | generate | notebook | run | bench | export`."""
+"""The command line: `condense doctor | pose | sets | generate | notebook | run | bench | keypoints | export`."""
 
 from __future__ import annotations
 
@@ -61,6 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--resolution", type=int, default=32, help="voxels along a cloud's longest side")
     command.add_argument("--per-class", type=int, default=0, help="clouds of a class (rooms) a split; 0 takes all")
     command.set_defaults(run=run_bench)
+
+    command = commands.add_parser("keypoints", help="decorated key points of a splat, a point cloud or a mesh")
+    command.add_argument("scene", type=Path, help="a Gaussian splat .ply, or what trimesh reads (.ply, .obj, .glb)")
+    command.add_argument("file", type=Path, help="gets them: .h5 in hloc's layout, or .ply for a viewer")
+    command.add_argument(
+        "--model", type=Path, default=Path("artifacts/sparse/seed_0"), help="folder of a trained model"
+    )
+    command.add_argument("--resolution", type=int, default=32, help="voxels along the longest side; as trained")
+    command.add_argument("--up", choices=["y", "z"], default="z", help="the scene's own vertical axis; y in glTF")
+    command.add_argument("--count", type=int, default=256, help="at most so many")
+    command.set_defaults(run=run_keypoints)
 
     command = commands.add_parser("export", help="a trained model and its card, in a folder to share or push to a hub")
     command.add_argument("model", type=Path, help="such as artifacts/sparse/seed_0")
@@ -130,6 +141,24 @@ def run_bench(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 1
     print(metric_table(metrics).to_string())
+    return 0
+
+
+def run_keypoints(options: argparse.Namespace) -> int:
+    """Writes a scene's key points; 0 if the scene and the model can be read, else 1."""
+    from condense.extraction import condense_scene
+    from condense.pretrained import PretrainedModel
+    from condense.scenefiles import read_scene
+
+    try:
+        scene = read_scene(options.scene, options.resolution, options.up)
+        points = condense_scene(PretrainedModel.from_folder(options.model), scene, options.count)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    save = points.save_ply if options.file.suffix.lower() == ".ply" else points.save
+    save(options.file)
+    print(f"{options.file}: {len(points)} key points of {len(scene)} voxels")
     return 0
 
 

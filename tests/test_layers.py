@@ -25,6 +25,7 @@ field
 fieldrays
 fieldfit
 fieldset pooling
+scenefiles
 backbone2d spconv_cpu
 backbone3d
 teacher
