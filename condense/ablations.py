@@ -26,7 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a quarter of the captures": {"share": 0.25},
 }
 
-LOOP = ("no student", "raw targets", "one generation", "render detached")  # ways to leave the loop open
+LOOP = ("no student", "one generation")  # ways to leave the loop open
 
 
 def variant(params: PretrainParams, name: str, steps: int = 0) -> PretrainParams:

@@ -148,7 +148,7 @@ SECTIONS = [
     Section(
         "loop",
         "Does the student make the 3D network better?",
-        "The loop between the networks left open in four ways, trained as long as the main runs and with the same seeds. The "
+        "The loop between the networks left open in two ways, trained as long as the main runs and with the same seeds. The "
         'paired differences are in <a href="tables/loop_paired.csv">loop_paired.csv</a>.',
     ),
     Section(
