@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from condense.headlines import Headline
 from condense.report import Section
 
 TITLE = "condense: one embedding space for pixels and voxels"
@@ -15,6 +16,36 @@ pixels. A prior term keeps the 2D network near the frozen one it started from, s
 instances or held-out views. Intervals redraw captures and pre-training seeds together; where two of them touch, the
 difference is not shown.</p>
 """
+
+NETWORKS_3D = {"scratch": "from scratch", "render_rgbd": "colour and depth", "pixel_voxel": "pixel-voxel"}
+NETWORKS_3D |= {"distill": "distilled", "lift": "lifted 2D, no 3D network"}
+NETWORKS_2D = {"teacher": "frozen", "fit3d": "FiT3D-like", "dvt": "denoised", "contrast": "same loss, no 3D network"}
+SCENES = {
+    "pooled_teacher": "pooled frozen network",
+    "lifted_teacher": "lifted frozen network",
+    "sift_pnp": "SIFT + PnP",
+}
+WORDS = {"lift": "lifted 2D", "pooled_teacher": "pooled frozen network", "captions": "reading their captions"}
+SHAPE = {"shape_histogram": "histogram of shape"}
+PLACES = {"sift": "SIFT", "farthest": "farthest points", "random": "random places"}
+PAIRS = {"fpfh": "FPFH-like", "pooled_teacher": "pooled frozen network", "pooled": "pooled vectors"}
+
+HEADLINES = [
+    Headline("3D classes, linear probe", "classification", "linear_probe_acc", NETWORKS_3D | SHAPE),
+    Headline("3D classes, 5 labels a class", "classification", "few_shot_5_acc", NETWORKS_3D | SHAPE),
+    Headline("Parts of objects, linear probe (mIoU)", "segmentation", "part_probe_miou", NETWORKS_3D),
+    Headline("Parts, fine-tuned on 1 % of labels (mIoU)", "segmentation", "part_finetune_1pct_miou", NETWORKS_3D),
+    Headline("Things in rooms, linear probe (mIoU)", "segmentation", "semantic_probe_miou", NETWORKS_3D),
+    Headline("Image network: margin across views", "features2d", "consistency_margin", NETWORKS_2D, "student"),
+    Headline("Image network: matches within 4 px", "features2d", "match_at_4px", NETWORKS_2D, "student"),
+    Headline("Image network: parts (mIoU)", "features2d", "part_probe_miou", NETWORKS_2D, "student"),
+    Headline("Key points found again within 1 px", "keypoints", "repeatability_1px", PLACES),
+    Headline("Photograph in another light: right scene first", "matching", "recall_at_1", SCENES),
+    Headline("The same: right scene among ten", "matching", "recall_at_10", SCENES),
+    Headline("Duplicate scenes, average precision", "duplicates", "average_precision", PAIRS),
+    Headline("A sentence's scene first", "language", "scene_recall_at_1", WORDS),
+    Headline("A phrase on voxels (mIoU)", "language", "grounding_miou", WORDS),
+]
 
 SECTIONS = [
     Section(
@@ -118,6 +149,19 @@ SECTIONS = [
         "Image to capture by dense features",
         "Which capture does an unseen view show? <code>condense</code> compares the student's cells with voxel features; "
         "<code>pooled_teacher</code> and <code>lifted_teacher</code> use the frozen network with the same data.",
+    ),
+    Section(
+        "keypoints",
+        "Key points found again and matched",
+        "Unseen views of unseen captures, in the training light and in another. SIFT has its own descriptors; "
+        "<code>farthest</code>, <code>grid</code> and <code>random</code> are places chosen blindly, with the same "
+        "descriptors as ours, so <code>farthest_voxels</code> and its like tell what choosing places is worth in 3D; "
+        "<code>voxels_alone</code> are ours without the help of images. An image's place and a scene's agree where they "
+        'fall together (<code>agreement</code>). <a href="tables/keypoints_by_kind.csv">Objects and rooms apart</a>.',
+        (
+            *("repeatability_1px", "repeatability", "matching_score", "matching_accuracy_1px", "matching_accuracy_3px"),
+            *("matching_accuracy_3px_new_light", "agreement_2d_3d_1px", "image_to_scene_accuracy_3px", "bytes_a_scene"),
+        ),
     ),
     Section(
         "matching",

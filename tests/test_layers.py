@@ -40,7 +40,9 @@ sparsetrain rivals2d
 tasks rivaldetectors
 figures charts viewer
 features2dfigures keypointfigures languagefigures overlays scenefigures
-report run notebooks study
+report run notebooks
+headlines
+study
 benchmarks plainfit
 pretrained
 repositorybench pipebench gpucheck cli

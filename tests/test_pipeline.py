@@ -10,6 +10,7 @@ import yaml
 from condense.params import Params
 from condense.paths import project_root
 from condense.run import imports_of, source_files
+from condense.study import SECTIONS
 
 ROOT = project_root()
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -72,6 +73,13 @@ def test_a_stage_lists_the_settings_its_notebook_reads(name):
 def _arguments(text: str, call: str) -> list[str]:
     """The first argument, a string, of each call."""
     return [part.split('"')[1] for part in text.split(call)[1:]]
+
+
+def test_the_report_has_a_section_for_all_that_is_measured():
+    made = {
+        Path(dep).stem for dep in STAGES["report"]["deps"] if dep.startswith(("reports/metrics", "reports/figures"))
+    }
+    assert made == {section.name for section in SECTIONS}
 
 
 def test_every_notebook_is_a_stage_but_the_one_to_play_with():
