@@ -1,4 +1,4 @@
-"""The command line: `condense doctor | pose | sets | generate | notebook | run | bench | keypoints | export`."""
+"""The command line; `condense --help` lists its commands."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--longest", type=int, default=1600, help="pixels of the longer side that features see")
     command.add_argument("--processes", type=int, default=2)
     command.set_defaults(run=run_pose)
+
+    command = commands.add_parser("adopt", help="write camera files for the scenes of a public multi-view data set")
+    command.add_argument("name", help="co3d, scannet, scannetpp, tum or 7scenes; MVImgNet and the like need none")
+    command.add_argument("root", type=Path, help="the folder that the release unpacks to")
+    command.add_argument("--every", type=int, default=1, help="takes each so many frames of a video")
+    command.set_defaults(run=lambda options: run_adopt(options.name, options.root, options.every))
 
     command = commands.add_parser("sets", help="say what a public data set on disk holds, and what is wrong with it")
     command.add_argument("name", help="modelnet40, scanobjectnn, shapenetpart, s3dis, scannet, ...")
@@ -110,6 +116,21 @@ def run_pose(options: argparse.Namespace) -> int:
     for name, reason in sorted(posed.left_out.items()):
         print(f"  left out: {name} {reason}")
     return 0
+
+
+def run_adopt(name: str, root: Path, every: int) -> int:
+    """Prints how many scenes have camera files now, and why others have none; 0 if any has, else 1."""
+    from condense.adapters.adopt import adopt
+
+    try:
+        captures, wrong = adopt(name, root, every)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{len(captures)} captures; 'condense doctor {root}' says what is wrong with them")
+    for folder, reason in wrong.items():
+        print(f"  set aside: {folder}: {reason}")
+    return 0 if captures else 1
 
 
 def run_sets(name: str, root: Path, every: bool) -> int:

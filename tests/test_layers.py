@@ -10,7 +10,7 @@ ORDER = """
 paths parallel params metrics colmap
 cameras
 captures
-synthetic
+adapters synthetic
 grid
 voxels
 datasets

@@ -23,10 +23,10 @@ from condense.captures.images import (
     to_labels,
 )
 from condense.captures.lens import Lens, LensError, undistorted
-from condense.captures.listing import Listed
+from condense.captures.listing import Listed, Listing
 
 RIGID = 5e-3  # largest entry of R^T R - 1 that still counts as rounding
-COMPANION = re.compile(r"_(depth|normal|normals|mask|alpha|albedo|seg|semantic|instance|labels?)(_?\d+)?$")
+COMPANION = re.compile(r"[._](depth|normal|normals|mask|alpha|albedo|seg|semantic|instance|labels?)(_?\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -177,13 +177,15 @@ def _companion(folder: Folder, name: str | None, lens: Lens, source: str, verify
     return file
 
 
-def unlisted_images(folder: Folder, listed: tuple[Listed, ...]) -> list[Finding]:
+def unlisted_images(folder: Folder, listing: Listing) -> list[Finding]:
     """Images beside the listed ones that no camera file mentions (depth maps and the like of listed ones aside)."""
     known = set()
-    for name in [name for entry in listed for name in (entry.image, entry.mask, entry.labels) if name]:
+    listed = [name for entry in listing.views for name in (entry.image, entry.mask, entry.labels) if name]
+    for name in [*listed, *listing.unused]:
         with contextlib.suppress(EscapeError):
             known.add(clean(name))
     stems = {PurePosixPath(name).with_suffix("").as_posix() for name in known - {"."}}
+    stems |= {stem.removesuffix(".color") for stem in stems}  # as RGB-D videos name their pairs
     stems |= known  # files that Blender lists without an extension
     findings = []
     for place in sorted({PurePosixPath(name).parent.as_posix() for name in known}):

@@ -36,10 +36,14 @@ class Listed:
 
 @dataclass(frozen=True)
 class Listing:
-    """All the views that the camera files of a capture list, and what was wrong with those files."""
+    """All the views that the camera files of a capture list, and what was wrong with those files.
+
+    `unused` are images that the files leave out on purpose.
+    """
 
     views: tuple[Listed, ...]
     findings: tuple[Finding, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 def find_image(folder: Folder, name: str) -> str:

@@ -48,7 +48,7 @@ def read_capture(path: Path, test_every: int = 8, verify: bool = True, name: str
         raise CaptureError(name, [Finding(path.name, str(error), "check the path and the file")]) from error
     findings = [*listing.findings, *findings]
     views, problems = sound_views(folder, listing.views, verify)
-    findings += problems + unlisted_images(folder, listing.views)
+    findings += problems + unlisted_images(folder, listing)
     views, problems = _with_masks(views)
     views, more = _with_splits(sorted(views, key=lambda view: view.image), test_every)
     findings += problems + more
@@ -66,7 +66,7 @@ def _listing(folder: Folder) -> Listing:
     found = Listing(())
     for read in (read_transforms, read_colmap):
         listing = read(folder)
-        found = Listing(listing.views, found.findings + listing.findings)
+        found = Listing(listing.views, found.findings + listing.findings, listing.unused)
         if found.views:
             break
     return found
@@ -79,7 +79,7 @@ def _too_few(file: str, folder: Folder, listing: Listing, views: list[Sound]) ->
         return Finding(file, problem, "mend what is listed above, or add views")
     images = sum(is_image(image) for image in folder.files() + folder.files("images"))
     problem = f"{images} images, but no camera file that can be read (transforms.json or a COLMAP model)"
-    return Finding(file, problem, "register the images with COLMAP, or export them to nerfstudio's format")
+    return Finding(file, problem, "find their cameras: 'condense pose FOLDER'; a public data set: 'condense adopt'")
 
 
 def _meta(folder: Folder) -> tuple[dict[str, Any], list[Finding]]:

@@ -2,7 +2,7 @@
 
 Poses are `transform_matrix` [4, 4], world from camera, OpenGL axes. Intrinsics stand at the top or in each
 frame: `fl_x fl_y cx cy w h`, or `camera_angle_x`; distortion `k1 k2 k3 p1 p2`. Ours on top of theirs: a frame
-may carry `labels_path`.
+may carry `labels_path`, and `unused_filenames` lists images that are left out on purpose.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def read_transforms(folder: Folder) -> Listing:
     """What the transforms files of a folder list; a file that cannot be read becomes a finding."""
     views: list[Listed] = []
     findings: list[Finding] = []
+    unused: list[str] = []
     for file in find_transforms(folder):
         try:
             content = json.loads(folder.read(file).decode("utf-8-sig"))
@@ -56,7 +57,8 @@ def read_transforms(folder: Folder) -> Listing:
         found, problems = _read_frames(folder, file, content, frames, split)
         views += found
         findings += problems
-    return Listing(tuple(views), tuple(findings))
+        unused += _names(content.get("unused_filenames"))
+    return Listing(tuple(views), tuple(findings), tuple(unused))
 
 
 def _read_frames(
@@ -88,6 +90,10 @@ def _read_frames(
     return views, findings
 
 
+def _names(value: Any) -> list[str]:
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+
+
 def _path(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
@@ -102,13 +108,7 @@ def _normal(path: str) -> str:
 def _listed_splits(content: dict[str, Any]) -> dict[str, str]:
     """nerfstudio's `train_filenames`, `test_filenames`, `val_filenames`: file path → split."""
     lists = {split: content.get(f"{split}_filenames") for split in ("val", "test", "train")}
-    return {
-        _normal(name): split
-        for split, names in lists.items()
-        if isinstance(names, list)
-        for name in names
-        if isinstance(name, str)
-    }
+    return {_normal(name): split for split, names in lists.items() for name in _names(names)}
 
 
 def _common_size(folder: Folder, images: list[str]) -> tuple[int, int] | None:
