@@ -238,6 +238,23 @@ def test_mvimgnet_needs_no_adapter(tmp_path):
     assert usable == 0 and "7 images, but no camera file" in text and "condense pose" in text
 
 
+def test_dl3dv_needs_no_adapter(tmp_path):
+    """Its cameras are for 4K, its images come reduced, in `images_4/`."""
+    frames = []
+    for number, pose in enumerate(poses()):
+        photograph(tmp_path / f"scene/images_4/frame_{number:05d}.png", seed=number)
+        matrix = (pose @ np.diag([1.0, -1, -1, 1])).tolist()
+        frames.append(
+            {"file_path": f"images/frame_{number:05d}.png", "transform_matrix": matrix, "colmap_im_id": number}
+        )
+    content = {"w": 256, "h": 192, "fl_x": 200.0, "fl_y": 220.0, "cx": 124.0, "cy": 100.0, "camera_model": "OPENCV"}
+    content |= {"k1": 0.0, "k2": 0.0, "p1": 0.0, "p2": 0.0, "frames": frames}
+    (tmp_path / "scene/transforms.json").write_text(json.dumps(content))
+    capture = read_capture(tmp_path / "scene")
+    assert capture.frames[0].image == "images_4/frame_00000.png" and not capture.findings
+    assert_cameras(capture, (50, 55), (31, 25))
+
+
 def test_what_cannot_be_adopted_is_said(tmp_path, capsys):
     with pytest.raises(ValueError, match="none of co3d, scannet"):
         adopt("mvimgnet", tmp_path)

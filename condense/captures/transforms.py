@@ -2,7 +2,8 @@
 
 Poses are `transform_matrix` [4, 4], world from camera, OpenGL axes. Intrinsics stand at the top or in each
 frame: `fl_x fl_y cx cy w h`, or `camera_angle_x`; distortion `k1 k2 k3 p1 p2`. Ours on top of theirs: a frame
-may carry `labels_path`, and `unused_filenames` lists images that are left out on purpose.
+may carry `labels_path`, and `unused_filenames` lists images that are left out on purpose. Where `images/` is absent,
+nerfstudio's reduced copies stand in.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from condense.cameras import opencv_from_opengl
 from condense.captures.capture import Finding
-from condense.captures.folder import Folder, clean
+from condense.captures.folder import EscapeError, Folder, clean
 from condense.captures.lens import Lens, LensError, lens_from_focal
 from condense.captures.listing import Listed, Listing, find_image, stored_size
 
@@ -76,18 +77,50 @@ def _read_frames(
     for frame, image in zip(usable, images, strict=True):
         own = any(key in frame for key in ("fl_x", "camera_angle_x"))
         size = stored_size(folder, image) if common and own else common
+        values = {**shared, **frame}
+        copy = reduced_copy(folder, image)
+        if copy:
+            values = _reduced(values, stored_size(folder, copy))
         views.append(
             Listed(
                 source=file,
-                image=image,
+                image=copy or image,
                 mask=_path(frame.get("mask_path")),
                 labels=_path(frame.get("labels_path")),
                 split=split or splits.get(_normal(frame["file_path"])) or _path(frame.get("split")),
-                lens=_lens({**shared, **frame}, size),
+                lens=_lens(values, size),
                 pose=_pose(frame.get("transform_matrix")),
             )
         )
     return views, findings
+
+
+def reduced_copy(folder: Folder, image: str) -> str | None:
+    """The copy in `images_2`, `images_4` or `images_8` of an image that `images` lacks, as nerfstudio names them.
+
+    Some data sets, DL3DV for one, are downloaded so.
+    """
+    place, _, name = image.rpartition("/")
+    try:
+        if not place or folder.exists(image):
+            return None
+        return next((copy for by in (2, 4, 8) if folder.exists(copy := f"{place}_{by}/{name}")), None)
+    except (EscapeError, OSError):
+        return None
+
+
+def _reduced(values: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+    """Intrinsics for a copy of another size; those that cannot be scaled stay, and are found out later."""
+    try:
+        ratios = {axis: side / float(values[axis]) for axis, side in zip("wh", size or (), strict=False)}
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return values
+    axes = {"w": "w", "fl_x": "w", "cx": "w", "h": "h", "fl_y": "h", "cy": "h"}
+    scaled = dict(values)
+    for key, axis in axes.items():
+        if isinstance(values.get(key), int | float) and axis in ratios:
+            scaled[key] = values[key] * ratios[axis]
+    return scaled
 
 
 def _names(value: Any) -> list[str]:
