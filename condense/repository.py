@@ -1,17 +1,11 @@
-"""A searchable store of condensed scenes: which scene does this image show, which is this one again, which fits a text?
-
-A query takes two steps. A shortlist: every scene's few pooled vectors against the query's, exactly and in memory. Then
-key points: each of the query's finds its most similar in each scene of the shortlist; mutual matches with the most
-similar few are verified by geometry, PnP for an image and a rigid alignment for a scene. Nothing is trained or fitted
-to a scene at query time. Not differentiable.
-"""
+"""Condensed scenes in a folder, searched exactly and in memory: which scene does this image show, which fits a text?"""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +18,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from condense import repositoryfiles as files
-from condense.keypoints import ImageKeyPoints, KeyPoints
+from condense.keypoints import KeyPoints
 from condense.language import Bank, TextMap, bank, rank_scenes
-from condense.poses import mutual_matches
-from condense.ranking import UNCALIBRATED, Answer, coarse_similarity, local_similarity, pool, ranked
+from condense.ranking import UNCALIBRATED, coarse_similarity, pool
 from condense.repositoryfiles import Index, Pack, Place
+from condense.scenequeries import SceneQueries
 from condense.text import SentenceEncoder
-from condense.verification import Posed, in_image, in_scene, polished
 
 PACK = 1024  # scenes of one file, where many are saved at once
 
@@ -47,7 +40,7 @@ class Entry:
 
 
 @dataclass
-class SceneRepository:
+class SceneRepository(SceneQueries):
     """Condensed scenes by name.
 
     Args:
@@ -130,66 +123,6 @@ class SceneRepository:
         picture = self._entry(name).thumbnail
         return None if picture is None else np.asarray(Image.open(io.BytesIO(files.content(picture))).convert("RGB"))
 
-    def query_image(
-        self,
-        keypoints: ImageKeyPoints,
-        K: ArrayLike,
-        top: int = 10,
-        shortlist: int = 50,
-        verify: int = 2,
-        max_error: float = 0.03,
-        weight: float = 0.1,
-        seed: int = 0,
-    ) -> list[Answer]:
-        """The scenes that an image may show, best first; [] for an image with no key points.
-
-        Scenes rank by similarity + weight * agreement: a pose is searched for (`posesearch`, which says what agrees),
-        starting also from PnP on mutual matches.
-
-        Args:
-            keypoints: of the image.
-            K: [3, 3] intrinsics in pixels, of an image of `keypoints.size`.
-            top: answers at most.
-            shortlist: scenes whose key points are compared.
-            verify: scenes whose geometry is; the first answers have poses.
-            max_error: reprojection error of an inlier, as a share of the longer side of the image.
-            weight: of agreement against similarity: among small images it only decides between near equals.
-            seed: of RANSAC.
-
-        Raises:
-            ValueError: the descriptors do not fit, or K is no matrix of intrinsics.
-        """
-        posed = in_image(keypoints, K, max_error, weight, seed)
-        answers = self._query("image", keypoints.descriptors, keypoints.scores, posed, shortlist, verify)
-        if answers:
-            answers[0] = polished(answers[0], keypoints, self.scene(answers[0].name), K, max_error)
-        return answers[:top]
-
-    def query_scene(
-        self,
-        keypoints: KeyPoints,
-        top: int = 10,
-        shortlist: int = 50,
-        verify: int = 5,
-        max_error: float = 0.04,
-        weight: float = 0.05,
-        seed: int = 0,
-        scale: bool = False,
-        leave_out: Collection[str] = (),
-    ) -> list[Answer]:
-        """The scenes that a scene may be, best first; [] for a scene with no key points. They
-        rank by similarity + weight * log(1 + inliers). As `query_image`, but for:
-
-        Args:
-            keypoints: of the scene that is asked for.
-            max_error: distance of an inlier from its match, as a share of the diagonal of the query's bounding box.
-            scale: whether the scenes may differ in scale.
-            leave_out: names that are no answer; its own, when a scene of the repository looks for duplicates.
-        """
-        posed = in_scene(keypoints, max_error, weight, seed, scale)
-        arguments = (keypoints.descriptors, keypoints.scores, posed, shortlist, verify)
-        return self._query("scene", *arguments, leave_out)[:top]
-
     def query_vector(self, vector: Tensor, top: int = 10) -> list[tuple[str, float]]:
         """The scenes with pooled vectors nearest to `vector` [D], a sentence's for one, and their cosines.
 
@@ -229,8 +162,7 @@ class SceneRepository:
         if text_map.reference.shape[1] != self.dim:
             raise ValueError(f"the text map is of features of length {text_map.reference.shape[1]}, not {self.dim}")
         if self._entries and centres not in self._banks:
-            stored = [entry.pack.descriptors[entry.pack.rows(entry.row)] for entry in self._entries.values()]
-            self._banks[centres] = bank(stored, centres)
+            self._banks[centres] = bank(self._descriptors(self.names), centres)
         return rank_scenes(text, encoder, text_map, self.names, self._banks.get(centres), least)[:top]
 
     def set_calibration(self, kind: str, weights: list[float]) -> None:
@@ -310,52 +242,25 @@ class SceneRepository:
         repository.folder = folder
         return repository
 
-    def _query(
-        self,
-        kind: str,
-        descriptors: Tensor,
-        scores: Tensor,
-        posed: Posed,
-        shortlist: int,
-        verify: int,
-        leave_out: Collection[str] = (),
-    ) -> list[Answer]:
-        """The answers from the shortlist, in order."""
-        if not len(descriptors) or len(self) <= len(set(leave_out) & set(self._entries)):
-            return []
-        query = normalize(self._checked(descriptors, "the query"), dim=1)
-        names = self._shortlist(query, scores, shortlist, leave_out)
-        entries = [self._entries[name] for name in names]
-        similarity, cosines = local_similarity(query, [e.pack.descriptors[e.pack.rows(e.row)] for e in entries])
-        poses: list[NDArray[np.float64] | None] = [None] * len(names)
-        inliers, fit, bonus = [np.zeros((0, 2), dtype=np.int64)] * len(names), *np.zeros((2, len(names)))
-        for place in similarity.argsort(descending=True, stable=True)[:verify].tolist():
-            found = posed(self.scene(names[place]), mutual_matches(cosines[place].T))
-            if found is not None:
-                poses[place], inliers[place], fit[place], bonus[place] = found
-        weights = self.calibration.get(kind, UNCALIBRATED)
-        return ranked(names, similarity.double().numpy(), poses, inliers, fit, bonus, weights)
-
     def _shortlist(self, query: Tensor, scores: Tensor, count: int, leave_out: Collection[str]) -> list[str]:
         """Names of the scenes whose pooled vectors are nearest to those of a query."""
         names = self.names
+        if not names:
+            return []
         similarity = coarse_similarity(pool(query, scores, self.parts), self._pools())
         if leave_out:
             similarity[[place for place, name in enumerate(names) if name in set(leave_out)]] = -torch.inf
             count = min(count, int((similarity > -torch.inf).sum()))
         return [names[place] for place in similarity.topk(min(count, len(names))).indices.tolist()]
 
+    def _descriptors(self, names: Sequence[str]) -> list[Tensor]:
+        entries = [self._entries[name] for name in names]
+        return [entry.pack.descriptors[entry.pack.rows(entry.row)] for entry in entries]
+
     def _pools(self) -> Tensor:
         if self._pooled is None:
             self._pooled = torch.stack([entry.pack.pooled[entry.row] for entry in self._entries.values()])
         return self._pooled
-
-    def _checked(self, descriptors: Tensor, what: str) -> Tensor:
-        if descriptors.ndim != 2 or descriptors.shape[1] != self.dim:
-            raise ValueError(f"{what} has descriptors of shape {tuple(descriptors.shape)}, not (K, {self.dim})")
-        if not torch.isfinite(descriptors).all():
-            raise ValueError(f"{what} has descriptors that are not finite: look at the network and the image")
-        return descriptors.detach().float().cpu()
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:

@@ -18,7 +18,8 @@ keypoints
 poses ranking repositoryfiles text languagequeries
 posesearch geometrydescriptor alignment language
 verification
-repository
+scenequeries
+repository milvusrepository
 raymarch
 rayoperator
 field

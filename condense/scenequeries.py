@@ -1,0 +1,141 @@
+"""What can be asked of condensed scenes, wherever they are kept.
+
+A query takes two steps. A shortlist: every scene's few pooled vectors against the query's. Then key points: each of
+the query's finds its most similar in each scene of the shortlist; mutual matches with the most similar few are
+verified by geometry, PnP for an image and a rigid alignment for a scene. Nothing is trained or fitted to a scene at
+query time. Not differentiable.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from condense.keypoints import ImageKeyPoints, KeyPoints
+from condense.poses import mutual_matches
+from condense.ranking import UNCALIBRATED, Answer, local_similarity, ranked
+from condense.verification import Posed, in_image, in_scene, polished
+
+
+class SceneQueries(ABC):
+    """Queries by an image or a scene; a store says what the shortlist is and what key points its scenes have.
+
+    Args:
+        dim: length of a descriptor.
+        calibration: weights of scores, by kind of query: "image", "scene".
+    """
+
+    dim: int
+    calibration: dict[str, list[float]]
+
+    @abstractmethod
+    def scene(self, name: str) -> KeyPoints:
+        """The key points of a scene. KeyError: no scene has that name."""
+
+    @abstractmethod
+    def _shortlist(self, query: Tensor, scores: Tensor, count: int, leave_out: Collection[str]) -> list[str]:
+        """Names of the scenes whose pooled vectors are nearest to those of a query; `leave_out` are none of them."""
+
+    @abstractmethod
+    def _descriptors(self, names: Sequence[str]) -> list[Tensor]:
+        """Unit descriptors [K, D] of each of some scenes."""
+
+    def query_image(
+        self,
+        keypoints: ImageKeyPoints,
+        K: ArrayLike,
+        top: int = 10,
+        shortlist: int = 50,
+        verify: int = 2,
+        max_error: float = 0.03,
+        weight: float = 0.1,
+        seed: int = 0,
+    ) -> list[Answer]:
+        """The scenes that an image may show, best first; [] for an image with no key points.
+
+        Scenes rank by similarity + weight * agreement: a pose is searched for (`posesearch`, which says what agrees),
+        starting also from PnP on mutual matches.
+
+        Args:
+            keypoints: of the image.
+            K: [3, 3] intrinsics in pixels, of an image of `keypoints.size`.
+            top: answers at most.
+            shortlist: scenes whose key points are compared.
+            verify: scenes whose geometry is; the first answers have poses.
+            max_error: reprojection error of an inlier, as a share of the longer side of the image.
+            weight: of agreement against similarity: among small images it only decides between near equals.
+            seed: of RANSAC.
+
+        Raises:
+            ValueError: the descriptors do not fit, or K is no matrix of intrinsics.
+        """
+        posed = in_image(keypoints, K, max_error, weight, seed)
+        answers = self._query("image", keypoints.descriptors, keypoints.scores, posed, shortlist, verify)
+        if answers:
+            answers[0] = polished(answers[0], keypoints, self.scene(answers[0].name), K, max_error)
+        return answers[:top]
+
+    def query_scene(
+        self,
+        keypoints: KeyPoints,
+        top: int = 10,
+        shortlist: int = 50,
+        verify: int = 5,
+        max_error: float = 0.04,
+        weight: float = 0.05,
+        seed: int = 0,
+        scale: bool = False,
+        leave_out: Collection[str] = (),
+    ) -> list[Answer]:
+        """The scenes that a scene may be, best first; [] for a scene with no key points. They
+        rank by similarity + weight * log(1 + inliers). As `query_image`, but for:
+
+        Args:
+            keypoints: of the scene that is asked for.
+            max_error: distance of an inlier from its match, as a share of the diagonal of the query's bounding box.
+            scale: whether the scenes may differ in scale.
+            leave_out: names that are no answer; its own, when a scene of the repository looks for duplicates.
+        """
+        posed = in_scene(keypoints, max_error, weight, seed, scale)
+        arguments = (keypoints.descriptors, keypoints.scores, posed, shortlist, verify)
+        return self._query("scene", *arguments, leave_out)[:top]
+
+    def _query(
+        self,
+        kind: str,
+        descriptors: Tensor,
+        scores: Tensor,
+        posed: Posed,
+        shortlist: int,
+        verify: int,
+        leave_out: Collection[str] = (),
+    ) -> list[Answer]:
+        """The answers from the shortlist, in order."""
+        if not len(descriptors):
+            return []
+        query = normalize(self._checked(descriptors, "the query"), dim=1)
+        names = self._shortlist(query, scores, shortlist, leave_out)
+        if not names:
+            return []
+        similarity, cosines = local_similarity(query, self._descriptors(names))
+        poses: list[NDArray[np.float64] | None] = [None] * len(names)
+        inliers, fit, bonus = [np.zeros((0, 2), dtype=np.int64)] * len(names), *np.zeros((2, len(names)))
+        for place in similarity.argsort(descending=True, stable=True)[:verify].tolist():
+            found = posed(self.scene(names[place]), mutual_matches(cosines[place].T))
+            if found is not None:
+                poses[place], inliers[place], fit[place], bonus[place] = found
+        weights = self.calibration.get(kind, UNCALIBRATED)
+        return ranked(names, similarity.double().numpy(), poses, inliers, fit, bonus, weights)
+
+    def _checked(self, descriptors: Tensor, what: str) -> Tensor:
+        if descriptors.ndim != 2 or descriptors.shape[1] != self.dim:
+            raise ValueError(f"{what} has descriptors of shape {tuple(descriptors.shape)}, not (K, {self.dim})")
+        if not torch.isfinite(descriptors).all():
+            raise ValueError(f"{what} has descriptors that are not finite: look at the network and the image")
+        return descriptors.detach().float().cpu()
