@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from condense.distributed import BatchNorm
 from condense.paths import write_atomically
 from condense.spconv_cpu import algorithm, load_spconv
 
@@ -22,9 +23,9 @@ class ResidualBlock(nn.Module):
         spconv = load_spconv()
         options = {"bias": False, "indice_key": f"level{level}", "algo": algorithm()}
         self.conv1 = spconv.SubMConv3d(channels, channels, 3, padding=1, **options)
-        self.norm1 = nn.BatchNorm1d(channels)
+        self.norm1 = BatchNorm(channels)
         self.conv2 = spconv.SubMConv3d(channels, channels, 3, padding=1, **options)
-        self.norm2 = nn.BatchNorm1d(channels)
+        self.norm2 = BatchNorm(channels)
 
     def forward(self, x):
         """Sparse tensor to sparse tensor, same voxels and channels."""
@@ -44,7 +45,7 @@ class Resample(nn.Module):
             self.conv = spconv.SparseConv3d(inputs, outputs, 2, stride=2, **options)
         else:
             self.conv = spconv.SparseInverseConv3d(inputs, outputs, 2, **options)
-        self.norm = nn.BatchNorm1d(outputs)
+        self.norm = BatchNorm(outputs)
 
     def forward(self, x):
         """Sparse tensor to sparse tensor one level down or up."""
@@ -78,7 +79,7 @@ class SparseUNet(nn.Module):
         self.stem = spconv.SubMConv3d(
             in_channels, channels[0], 3, padding=1, bias=False, indice_key="level0", algo=algorithm()
         )
-        self.stem_norm = nn.BatchNorm1d(channels[0])
+        self.stem_norm = BatchNorm(channels[0])
         self.encoder = nn.ModuleList(ResidualBlock(channels[level], level) for level in levels)
         self.down = nn.ModuleList(Resample(channels[i], channels[i + 1], i, down=True) for i in levels[:-1])
         self.up = nn.ModuleList(Resample(channels[i + 1], channels[i], i, down=False) for i in levels[:-1])

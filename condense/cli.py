@@ -57,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--name", help="of the run's folder; the profile's name if not given")
     command.set_defaults(run=run_pipeline)
 
+    command = commands.add_parser("pretrain", help="one seed of the run in this folder, by all processes of torchrun")
+    command.add_argument("--seed", type=int, default=0)
+    command.set_defaults(run=lambda options: run_pretrain(options.seed))
+
     command = commands.add_parser("bench", help="probe pre-trained 3D networks on a public data set")
     command.add_argument("task", choices=["classification", "segmentation"])
     command.add_argument("--dataset", required=True, help="modelnet40, scanobjectnn, shapenetpart, s3dis, scannet, ...")
@@ -144,6 +148,20 @@ def run_sets(name: str, root: Path, every: bool) -> int:
         print(error, file=sys.stderr)
         return 1
     print(describe(point_set, [*point_set.findings, *(verify(point_set) if every else [])]))
+    return 0
+
+
+def run_pretrain(seed: int) -> int:
+    """Trains a seed where `40_pretrain` looks for it; 0 if the stages before have run, else 1."""
+    from condense.launch import pretrain_together, process_group
+    from condense.run import open_run
+
+    try:
+        with process_group():
+            print(pretrain_together(open_run("."), seed))
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from condense.backbone2d import ImageBackbone, load_backbone, save_backbone
 from condense.backbone3d import SparseUNet, load_net3d, recalibrate_batch_norm, save_net3d
+from condense.distributed import gathered, share, sharing, splits
 from condense.links import as_batch
 from condense.voxels import VoxelBatch, VoxelScene, batch_scenes, input_features
 
@@ -37,11 +38,21 @@ def new_model(teacher: ImageBackbone, seed: int, decoder: nn.Module | None = Non
 def student_cells(student: nn.Module, images: Sequence[Tensor], recolour: Sequence[Tensor] | None = None) -> Tensor:
     """Features [cells of all images, D], image by image, row-major; images of one size run together.
 
+    Where several processes train, each runs the student on its share of the images.
+
     Args:
         student: an `ImageBackbone`.
         images: each [H, W, 3] uint8.
         recolour: of each image, or None.
     """
+    if splits(len(images)) and student.training:
+        own = share(len(images))
+        return gathered(_cells(student, images[own], recolour and recolour[own]))
+    return _cells(student, images, recolour)
+
+
+def _cells(student: nn.Module, images: Sequence[Tensor], recolour: Sequence[Tensor] | None) -> Tensor:
+    """`student_cells` of this process alone."""
     parts: dict[int, Tensor] = {}
     for size in sorted({tuple(image.shape) for image in images}):
         group = [i for i, image in enumerate(images) if tuple(image.shape) == size]
@@ -67,9 +78,19 @@ def load_model(folder: Path) -> Model:
 
 
 def batch_features(net3d: nn.Module, voxels: VoxelBatch, visible: Tensor | None = None) -> Tensor:
-    """Features [N, D] of all voxels of a batch, in the order of its scenes; `visible` as for `input_features`."""
-    features = net3d(voxels.coords, input_features(voxels, visible), voxels.shape, len(voxels.sizes))
-    return features[voxels.rows]
+    """Features [N, D] of all voxels of a batch, in the order of its scenes; `visible` as for `input_features`.
+
+    Where several processes train, each runs the network on its share of the scenes.
+    """
+    coords, inputs, scenes = voxels.coords, input_features(voxels, visible), len(voxels.sizes)
+    if not (splits(scenes) and net3d.training):
+        return net3d(coords, inputs, voxels.shape, scenes)[voxels.rows]
+    own = share(scenes)
+    kept = (coords[:, 0] >= own.start) & (coords[:, 0] < own.stop)
+    coords = coords[kept] - torch.tensor([own.start, 0, 0, 0], dtype=coords.dtype, device=coords.device)
+    with sharing():
+        features = net3d(coords, inputs[kept], voxels.shape, own.stop - own.start)
+    return gathered(features)[voxels.rows]  # cells are in the order of their scenes
 
 
 def network_inputs(scenes: Sequence[VoxelScene]) -> tuple[Tensor, Tensor, tuple[int, int, int], int]:

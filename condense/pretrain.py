@@ -21,6 +21,7 @@ from condense import baselines
 from condense.backbone2d import load_backbone
 from condense.backbone3d import save_net3d
 from condense.batches import draw_batch
+from condense.distributed import rank, splits, sum_gradients, wait_for_all
 from condense.joint import Terms, losses, total_loss
 from condense.links import Links, lift, load_links
 from condense.losses import effective_rank
@@ -93,6 +94,8 @@ def train_step(
     terms, matched = METHODS[method](model, batch, params, generator)
     optimizer.zero_grad(set_to_none=True)
     total_loss(terms, params).backward()
+    sum_gradients([*model.student.parameters()], splits(len(batch.images)))
+    sum_gradients([*model.net3d.parameters()], splits(len(batch.captures)))
     nn.utils.clip_grad_norm_(model.student.parameters(), params.clip)
     nn.utils.clip_grad_norm_(model.net3d.parameters(), params.clip)
     optimizer.step()
@@ -110,6 +113,8 @@ def pretrain_seed(
 ) -> Path:
     """Trains one seed; picks up its newest checkpoint. One job of `parallel_map`.
 
+    Called by every process of a process group, it is trained by all together (see `distributed`).
+
     Args:
         folder: of this seed. Gets `net3d.safetensors`, with "condense" `student.safetensors` (each with a .json),
             `history.json` and, meanwhile, checkpoints.
@@ -123,6 +128,7 @@ def pretrain_seed(
     Returns:
         `folder`.
     """
+    wait_for_all()
     if (folder / "history.json").is_file():
         return folder
     captures = [load_links(path) for path in shared_out(links, params.share, seed)]
@@ -142,14 +148,15 @@ def pretrain_seed(
             row = {"step": step, **{name: float(term) for name, term in terms.items()}, **monitor(matched)}
             history.append(row)
             _warn_of_collapse(row, f"{method}, seed {seed}")
-        if step % params.checkpoint_every == 0 or step == stop:
+        if (step % params.checkpoint_every == 0 or step == stop) and rank() == 0:
             save_checkpoint(folder, model, optimizer, step, history)
-    if step == params.steps:
+    if step == params.steps and rank() == 0:
         recalibrate(model.net3d, [capture.scene for capture in captures], params.captures)
         save_model(folder, model) if method == "condense" else save_net3d(model.net3d, folder)
         write_atomically(folder / "history.json", lambda path: path.write_text(json.dumps(history, indent=1)))
         for path in [*folder.glob("step_*"), *folder.glob("lifted_*")]:
             path.unlink()
+    wait_for_all()
     return folder
 
 
@@ -178,9 +185,10 @@ def with_targets(
     if generation == 0:
         return list(captures)
     path = folder / f"lifted_{generation}.safetensors"
-    if not path.is_file():
+    if not path.is_file() and rank() == 0:
         lifted = {str(number): lifted_student(links, model) for number, links in enumerate(captures)}
         write_atomically(path, lambda temporary: save_file(lifted, temporary))
+    wait_for_all()
     tensors = load_file(path)
     return [dataclasses.replace(links, lifted=tensors[str(number)]) for number, links in enumerate(captures)]
 

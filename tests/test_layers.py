@@ -7,7 +7,7 @@ PACKAGE = project_root() / "condense"
 
 # A module may import from those above it, and from its own row; folders stand for all their files.
 ORDER = """
-paths parallel params metrics colmap
+paths parallel params metrics colmap distributed
 cameras
 captures
 adapters synthetic
@@ -42,6 +42,7 @@ tasks rivaldetectors
 figures charts viewer
 features2dfigures keypointfigures languagefigures overlays scenefigures
 report run notebooks
+launch
 headlines
 study
 benchmarks plainfit
