@@ -40,7 +40,7 @@ HEADLINES = [
     Headline("Image network: matches within 4 px", "features2d", "match_at_4px", NETWORKS_2D, "student"),
     Headline("Image network: parts (mIoU)", "features2d", "part_probe_miou", NETWORKS_2D, "student"),
     Headline("Key points found again within 1 px", "keypoints", "repeatability_1px", PLACES),
-    Headline("Photograph in another light: right scene first", "matching", "recall_at_1", SCENES),
+    Headline("Unseen photograph: right scene first", "matching", "recall_at_1", SCENES),
     Headline("The same: right scene among ten", "matching", "recall_at_10", SCENES),
     Headline("Duplicate scenes, average precision", "duplicates", "average_precision", PAIRS),
     Headline("A sentence's scene first", "language", "scene_recall_at_1", WORDS),
