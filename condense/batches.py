@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from condense.links import LinkedView, Links
+from condense.linkset import voxels_of
 from condense.params import PretrainParams
 from condense.rayoperator import RayOperator, stack_operators
 from condense.voxels import Turn, VoxelBatch, batch_scenes, cell_means, random_turn
@@ -73,7 +74,8 @@ def recoloured(colour: Tensor, recolour: Tensor) -> Tensor:
 def draw_batch(captures: Sequence[Links], params: PretrainParams, seed: int, step: int) -> Batch:
     """The batch of a step: captures in random order, while they fit; fewer than wanted are all taken."""
     rng = np.random.default_rng([seed, step])
-    chosen = _that_fit([captures[i] for i in rng.permutation(len(captures))], params.captures, params.voxels)
+    order = rng.permutation(len(captures)).tolist()
+    chosen = [captures[place] for place in _that_fit(captures, order, params.captures, params.voxels)]
     operators, views, images, rows, colours = [], [], [], [], []
     first = 0
     for links in chosen:
@@ -112,13 +114,14 @@ def draw_visible(rng: np.random.Generator, voxels: VoxelBatch, params: PretrainP
     return (torch.from_numpy(rng.uniform(size=len(share))) >= share).float()
 
 
-def _that_fit(captures: Sequence[Links], most: int, voxels: int) -> list[Links]:
+def _that_fit(captures: Sequence[Links], order: Sequence[int], most: int, voxels: int) -> list[int]:
     """The first `most` captures that have `voxels` together; the very first in any case."""
-    chosen: list[Links] = []
-    for links in captures:
-        voxels -= len(links.scene)
-        if len(chosen) < most and (voxels >= 0 or not chosen):
-            chosen.append(links)
-        else:
-            voxels += len(links.scene)
+    chosen: list[int] = []
+    for place in order:
+        if len(chosen) == most:
+            break
+        size = voxels_of(captures, place)
+        if size <= voxels or not chosen:
+            chosen.append(place)
+            voxels -= size
     return chosen

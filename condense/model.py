@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -99,9 +100,11 @@ def network_inputs(scenes: Sequence[VoxelScene]) -> tuple[Tensor, Tensor, tuple[
     return batch.coords, input_features(batch), batch.shape, len(scenes)
 
 
-def recalibrate(net3d: SparseUNet, scenes: Sequence[VoxelScene], size: int) -> None:
+def recalibrate(net3d: SparseUNet, scenes: Iterable[VoxelScene], size: int) -> None:
     """Batch-norm statistics from these scenes without augmentation, `size` at a time."""
-    recalibrate_batch_norm(net3d, (network_inputs(scenes[i : i + size]) for i in range(0, len(scenes), size)))
+    left = iter(scenes)
+    batches = iter(lambda: list(islice(left, size)), [])
+    recalibrate_batch_norm(net3d, map(network_inputs, batches))
 
 
 @torch.no_grad()

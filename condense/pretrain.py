@@ -5,11 +5,12 @@ What a step draws depends on (seed, step) alone: a resumed run goes on with the 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
+import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,10 @@ from condense import baselines
 from condense.backbone2d import load_backbone
 from condense.backbone3d import save_net3d
 from condense.batches import draw_batch
-from condense.distributed import rank, splits, sum_gradients, wait_for_all
+from condense.distributed import rank, share, splits, sum_gradients, wait_for_all
 from condense.joint import Terms, losses, total_loss
 from condense.links import Links, lift, load_links
+from condense.linkset import LinkedCaptures
 from condense.losses import effective_rank
 from condense.model import Model, new_model, recalibrate, save_model, student_cells
 from condense.params import PretrainParams
@@ -131,7 +133,7 @@ def pretrain_seed(
     wait_for_all()
     if (folder / "history.json").is_file():
         return folder
-    captures = [load_links(path) for path in shared_out(links, params.share, seed)]
+    captures = LinkedCaptures(shared_out(links, params.share, seed))
     network = load_backbone(teacher)
     decoder = baselines.make_decoder(network.dim, seed) if method == "render_rgbd" else None
     model = new_model(network, seed, decoder)
@@ -151,11 +153,13 @@ def pretrain_seed(
         if (step % params.checkpoint_every == 0 or step == stop) and rank() == 0:
             save_checkpoint(folder, model, optimizer, step, history)
     if step == params.steps and rank() == 0:
-        recalibrate(model.net3d, [capture.scene for capture in captures], params.captures)
+        recalibrate(model.net3d, (capture.scene for capture in captures), params.captures)
         save_model(folder, model) if method == "condense" else save_net3d(model.net3d, folder)
         write_atomically(folder / "history.json", lambda path: path.write_text(json.dumps(history, indent=1)))
-        for path in [*folder.glob("step_*"), *folder.glob("lifted_*")]:
+        for path in folder.glob("step_*"):
             path.unlink()
+        for path in folder.glob("lifted_*"):
+            shutil.rmtree(path)
     wait_for_all()
     return folder
 
@@ -174,23 +178,25 @@ def generation_length(params: PretrainParams) -> int:
 
 
 def with_targets(
-    captures: Sequence[Links], folder: Path, model: Model, step: int, params: PretrainParams
-) -> list[Links]:
+    captures: LinkedCaptures, folder: Path, model: Model, step: int, params: PretrainParams
+) -> LinkedCaptures:
     """The captures with the targets of the generation that `step` belongs to.
 
     The first generation learns from the teacher's lifted features, each later one from the student's, lifted where
-    it begins. Those are kept in a file, so that a resumed run finds them.
+    it begins. Those are kept in files, so that a resumed run finds them; each process lifts its share.
     """
     generation = step // generation_length(params)
     if generation == 0:
-        return list(captures)
-    path = folder / f"lifted_{generation}.safetensors"
-    if not path.is_file() and rank() == 0:
-        lifted = {str(number): lifted_student(links, model) for number, links in enumerate(captures)}
-        write_atomically(path, lambda temporary: save_file(lifted, temporary))
+        return captures
+    lifted = folder / f"lifted_{generation}"
+    own = share(len(captures))
+    for place in range(own.start, own.stop):
+        path = lifted / f"{place}.safetensors"
+        if not path.is_file():
+            target = {"lifted": lifted_student(captures[place], model)}
+            write_atomically(path, partial(save_file, target))
     wait_for_all()
-    tensors = load_file(path)
-    return [dataclasses.replace(links, lifted=tensors[str(number)]) for number, links in enumerate(captures)]
+    return LinkedCaptures(captures.paths, lifted)
 
 
 @torch.no_grad()
@@ -212,7 +218,7 @@ def scratch_seed(folder: Path, links: Sequence[Path], teacher: Path, seed: int, 
         size: scenes in a batch.
     """
     model = new_model(load_backbone(teacher), seed)
-    recalibrate(model.net3d, [load_links(path, ()).scene for path in links], size)
+    recalibrate(model.net3d, (load_links(path, ()).scene for path in links), size)
     save_model(folder, model)
     return folder
 

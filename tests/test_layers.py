@@ -32,6 +32,7 @@ backbone3d
 teacher
 losses
 links
+linkset
 model batches variantset
 sparse
 extraction sparsebatch viewpairs
