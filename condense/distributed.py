@@ -123,12 +123,9 @@ def sum_gradients(parameters: Iterable[nn.Parameter], shared: bool) -> None:
         parameters: of the networks that ran on shares.
         shared: see `splits`; else every process has the whole gradient, and nothing is done.
     """
-    if not shared:
+    some = [parameter for parameter in parameters if parameter.grad is not None]  # the same ones in every process
+    if not (shared and some):
         return
-    some = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in some:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
     flat = torch.cat([parameter.grad.flatten() for parameter in some])  # type: ignore[union-attr]
     dist.all_reduce(flat)
     for parameter, part in zip(some, flat.split([parameter.numel() for parameter in some]), strict=True):
