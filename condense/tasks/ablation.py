@@ -51,7 +51,7 @@ def measure_variant(
 
     Args:
         name: of the variant.
-        folder: of the network, with its `history.json`.
+        folder: of the network, with its `history.json`; without, it was not trained, and there are no signs.
         sources: objects,
         labelled: and their classes.
         task: part segmentation, or None.
@@ -61,7 +61,8 @@ def measure_variant(
     vectors = describe(load_net3d(folder), load_scenes(sources).fields)
     found = measure(vectors, labelled, seed)
     parts = probe(name, folder, task, most, seed, only=("part_probe",)).confusions if task else {}
-    last = json.loads((folder / "history.json").read_text())[-1]
+    history = folder / "history.json"
+    last = json.loads(history.read_text())[-1] if history.is_file() else {}
     return Measured(
         {metric: found[metric] for metric in PROBED if metric in found},
         parts,
