@@ -29,6 +29,7 @@ from condense.backbone2d import (
     open_backbone,
     save_backbone,
 )
+from condense.muon import Muon
 from condense.params import TeacherParams
 from condense.paths import write_atomically
 from condense.synthetic.universe import CELLS, IGNORE, LABELS, SIDE, Views, make_universe
@@ -126,7 +127,7 @@ class TeacherRun:
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
         decay = params.weight_decay
         self.optimisers: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.Muon(matrices, lr=0.0, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+            Muon(matrices, lr=0.0, weight_decay=decay),
             torch.optim.AdamW(
                 [{"params": kernels, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}],
                 lr=0.0,

@@ -7,7 +7,7 @@ PACKAGE = project_root() / "condense"
 
 # A module may import from those above it, and from its own row; folders stand for all their files.
 ORDER = """
-paths parallel params metrics colmap distributed
+paths parallel params metrics colmap distributed muon
 cameras
 captures
 adapters synthetic

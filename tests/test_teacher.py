@@ -3,7 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from condense.muon import Muon, orthogonalised
 from condense.params import TeacherParams
 from condense.synthetic.grammar import KINDS, grow
 from condense.synthetic.universe import CELLS, IGNORE, LABELS, SIDE, make_scene, make_universe
@@ -139,3 +141,26 @@ def test_fit_teacher_ends_standardised(tmp_path):
     assert same == log
     x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(network(x), again(x))
+
+
+def test_muon_steps_as_torch_does_in_bfloat16(generator):
+    start = [torch.randn(48, 16, generator=generator), torch.randn(16, 16, generator=generator)]
+    ours, torchs = ([nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
+    optimisers = (
+        Muon(ours, lr=0.02, weight_decay=0.05),
+        torch.optim.Muon(torchs, lr=0.02, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(5):
+        for mine, other in zip(ours, torchs, strict=True):
+            mine.grad = torch.randn(mine.shape, generator=generator)
+            other.grad = mine.grad.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    for mine, other, first in zip(ours, torchs, start, strict=True):
+        moved = (other - first).norm()
+        assert (mine - other).norm() < 0.02 * moved  # bfloat16 has three digits
+
+
+def test_muon_makes_singular_values_near_one(generator):
+    values = torch.linalg.svdvals(orthogonalised(torch.randn(12, 40, generator=generator)))
+    assert values.min() > 0.6 and values.max() < 1.3
