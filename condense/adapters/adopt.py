@@ -8,18 +8,23 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from condense.adapters import co3d, rgbd, scannet, scannetpp
+from condense.adapters import co3d, objaverse, rgbd, scannet, scannetpp
 from condense.adapters.cameras import Photograph, write_cameras
 from condense.captures.colmap import find_colmap
 from condense.captures.folder import Folder
 from condense.captures.transforms import find_transforms
 
 
+def _nothing(folder: Path) -> list[str]:
+    return []
+
+
 class Adapter(NamedTuple):
-    """How a data set's scenes are found below a root, and read."""
+    """How a data set's scenes are found below a root, and read, and which images of a scene are no photographs."""
 
     find: Callable[[Path], list[Path]]
     read: Callable[[Path], list[Photograph]]
+    spare: Callable[[Path], list[str]] = _nothing
 
 
 ADAPTERS = {
@@ -28,6 +33,7 @@ ADAPTERS = {
     "scannetpp": Adapter(scannetpp.find, scannetpp.read),
     "tum": Adapter(rgbd.find_tum, rgbd.read_tum),
     "7scenes": Adapter(rgbd.find_seven_scenes, rgbd.read_seven_scenes),
+    "objaverse": Adapter(objaverse.find, objaverse.read, objaverse.spare),
 }
 
 
@@ -62,7 +68,8 @@ def adopt(name: str, root: Path, every: int = 1) -> tuple[list[Path], dict[Path,
         try:
             if not (find_transforms(here) or find_colmap(here)):
                 views = adapter.read(folder)
-                write_cameras(folder, views[::every], [view.image for i, view in enumerate(views) if i % every])
+                skipped = [view.image for i, view in enumerate(views) if i % every]
+                write_cameras(folder, views[::every], skipped + adapter.spare(folder))
             captures.append(folder)
         except (OSError, ValueError) as error:
             wrong[folder] = str(error)
