@@ -14,6 +14,7 @@ from condense.captures.reader import read_capture
 from condense.field import psnr_db
 from condense.fieldfit import fit_field
 from condense.links import load_links
+from condense.milvusbench import bench_milvus
 from condense.model import new_model
 from condense.parallel import set_threads
 from condense.paths import project_root
@@ -91,7 +92,8 @@ def main() -> None:
     set_threads(1)
     run = open_run(project_root())
     lines = {**ray_marching(), **sparse_unet(), **field_fit(run), **joint_step(run), **bench_repository()}
-    write_table({**lines, **noop_repro(run.folder), **peak_memory(run)}, run.folder / "reports" / "benchmarks.json")
+    lines |= {**bench_milvus(), **noop_repro(run.folder), **peak_memory(run)}
+    write_table(lines, run.folder / "reports" / "benchmarks.json")
 
 
 if __name__ == "__main__":

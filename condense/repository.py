@@ -96,7 +96,8 @@ class SceneRepository(SceneQueries):
             picture = files.kept(self.folder, entry.thumbnail)
             entry = dataclasses.replace(entry, file=files.write_pack(self.folder, pack), thumbnail=picture)
             self._write(self.folder, {**self._entries, name: entry})
-        self._take_over({**self._entries, name: entry})
+        self._entries[name] = entry
+        self._forget()
 
     def remove(self, name: str) -> None:
         """Takes a scene out, and off the disk.
@@ -274,7 +275,12 @@ class SceneRepository(SceneQueries):
         self._take_over(entries)
 
     def _take_over(self, entries: dict[str, Entry]) -> None:
-        self._entries, self._pooled, self._banks = entries, None, {}
+        self._entries = entries
+        self._forget()
+
+    def _forget(self) -> None:
+        """What was worked out of all scenes, and holds no longer."""
+        self._pooled, self._banks = None, {}
 
     def _write(self, folder: Path, entries: dict[str, Entry]) -> None:
         """Replaces the index in `folder`, where the files of `entries` are already."""

@@ -23,6 +23,7 @@ from condense.cameras import Cameras, look_at
 from condense.keypoints import ImageKeyPoints, KeyPoints
 from condense.ranking import local_similarity
 from condense.repository import SceneRepository
+from condense.scenequeries import SceneQueries
 
 DIM, POINTS, SEEN = 64, 256, 200
 FEWER = 32  # key points of a scene at 100k, so that it does not take 4 GB
@@ -81,6 +82,35 @@ def build(scenes: int, points: int) -> tuple[SceneRepository, float]:
     return repository, spent
 
 
+def label(scenes: int) -> str:
+    """A size as names of lines have it: 100k."""
+    return f"{scenes // 1000}k" if scenes >= 1000 else str(scenes)
+
+
+def spread(scenes: int, count: int) -> list[int]:
+    """Numbers of `count` scenes, the first, the last and evenly between them."""
+    return np.linspace(0, scenes - 1, count).astype(int).tolist()
+
+
+def answered(
+    store: SceneQueries, queries: Sequence[ImageKeyPoints], top: int = 10
+) -> tuple[list[list[str]], list[float]]:
+    """Names of each query's answers, best first, and the seconds it takes once all were asked before."""
+    found = [[a.name for a in store.query_image(query, K, top)] for query in queries]  # warms up: maps what is needed
+    waits = [seconds(partial(store.query_image, query, K, top), runs=1, warmup=0) for query in queries]
+    return found, waits
+
+
+def recall_at_1(found: Sequence[Sequence[str]], asked: Sequence[int]) -> float:
+    """Share of the queries by parts of scenes `asked` whose first answer is that scene."""
+    return float(np.mean([names[0] == str(seed) for seed, names in zip(asked, found, strict=True)]))
+
+
+def bytes_on_disk(path: Path) -> int:
+    """Of a file, or of all files in a folder."""
+    return sum(part.stat().st_size for part in [path, *path.rglob("*")] if part.is_file())
+
+
 def bench_size(scenes: int, folder: Path, compare: bool = True) -> dict[str, Line]:
     """One size: build, save to `folder`, load, ask; with `compare` the exhaustive search too (3 s a query at 10k)."""
     points = POINTS if scenes <= 10_000 else FEWER
@@ -88,15 +118,13 @@ def bench_size(scenes: int, folder: Path, compare: bool = True) -> dict[str, Lin
     saving = seconds(lambda: built.save(folder), runs=1, warmup=0)
     loading = seconds(lambda: SceneRepository.load(folder), runs=3, warmup=1)
     repository = SceneRepository.load(folder)
-    asked = np.linspace(0, scenes - 1, QUERIES).astype(int).tolist()
+    asked = spread(scenes, QUERIES)
     queries = [made_query(seed, points) for seed in asked]
-    found = [[a.name for a in repository.query_image(query, K)] for query in queries]  # warms up: maps what is needed
-    waits = [seconds(partial(repository.query_image, query, K), runs=1, warmup=0) for query in queries]
-    first = np.mean([names[0] == str(seed) for seed, names in zip(asked, found, strict=True)])
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / scenes
+    found, waits = answered(repository, queries)
     what = (
         f"an image of {min(points, SEEN)} key points among {scenes:,} synthetic scenes of {points}, 5 verified by PnP; "
-        f"recall@1 {first:.2f} of {len(asked)}; longest {max(waits) * 1e3:.0f} ms; {size / 1e3:.1f} kB a scene, "
+        f"recall@1 {recall_at_1(found, asked):.2f} of {len(asked)}; longest {max(waits) * 1e3:.0f} ms; "
+        f"{bytes_on_disk(folder) / scenes / 1e3:.1f} kB a scene, "
         f"{repository._pools().nbytes / 1e6:.0f} MB of pooled vectors in memory, the rest mapped; saved in "
         f"{saving:.1f} s, loaded in {loading:.2f} s; 1 thread"
     )
@@ -106,9 +134,11 @@ def bench_size(scenes: int, folder: Path, compare: bool = True) -> dict[str, Lin
         best = [exhaustive(repository, query) for query in queries[:EXHAUSTIVE]]
         kept = np.mean([name in names for name, names in zip(best, found, strict=False)])
         what += f"; against comparing every scene's key points, whose best is among our first 10 in {kept:.2f}"
-    name = f"repository_query_{scenes // 1000}k" if scenes >= 1000 else f"repository_query_{scenes}"
     adding = line(building, None, f"adding {scenes:,} scenes of {points} key points in memory")
-    return {name: line(float(np.median(waits)), other, what), name.replace("query", "build"): adding}
+    return {
+        f"repository_query_{label(scenes)}": line(float(np.median(waits)), other, what),
+        f"repository_build_{label(scenes)}": adding,
+    }
 
 
 def bench_repository(sizes: Sequence[int] = (1_000, 10_000, 100_000)) -> dict[str, Line]:

@@ -1,5 +1,6 @@
 import itertools
 import json
+import os
 
 import torch
 
@@ -15,6 +16,7 @@ from condense.benchmarks import (
     same_operator,
     write_table,
 )
+from condense.milvusbench import bench_milvus, bytes_on_disk, in_fresh_process, kept, resident
 from condense.voxels import batch_scenes
 
 
@@ -52,3 +54,22 @@ def test_a_table_keeps_lines_of_other_runs(tmp_path, capsys):
         "b": {"ours_s": 1.0, "what": "second"},
     }
     assert "2.00x" in capsys.readouterr().out
+
+
+def test_without_milvus_its_lines_are_left_out(monkeypatch, capsys):
+    monkeypatch.setattr("condense.milvusbench.find_spec", lambda name: None)
+    assert bench_milvus(2) == {}
+    said = capsys.readouterr().out
+    assert said.startswith("milvus_* left out: Milvus Lite is not installed") and said.count("\n") == 1
+
+
+def test_what_two_stores_are_compared_by(tmp_path):
+    wanted = [["a", "b", "c"], ["d", "e", "f"]]
+    assert kept(wanted, wanted, 3) == 1
+    assert kept(wanted, [["c", "b"], ["f", "d"]], 2) == 0.5  # b and d
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"12345")
+    assert bytes_on_disk(tmp_path) == bytes_on_disk(tmp_path / "folder" / "file") == 5
+    process, ending = in_fresh_process(os.getpid)
+    assert process != os.getpid() and ending >= 0
+    assert resident() > 1e6

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from test_repository import DIM, K, filled, random_scene, same_answers, turned, view_of
 
+from condense.milvusbench import bench_milvus
 from condense.milvusrepository import MilvusRepository
 from condense.ranking import pool
 
@@ -82,3 +83,11 @@ def test_an_empty_repository_answers_nothing(tmp_path):
     empty = MilvusRepository(str(tmp_path / "empty.db"), "m", DIM)
     assert empty.query_image(view_of(random_scene(0))[0], K) == [] and empty.query_scene(random_scene(0)) == []
     empty.close()
+
+
+def test_the_benchmark_puts_both_side_by_side():
+    lines = bench_milvus(8, 20)
+    assert set(lines) == {"milvus_query_8", "milvus_open_8", "milvus_build_8"}
+    assert all(entry["ours_s"] > 0 and entry["other_s"] > 0 for entry in lines.values())
+    said = lines["milvus_query_8"]["what"]
+    assert "recall@1 1.00 against 1.00 of 8" in said and "1.000 are in Milvus's shortlist of 50" in said
