@@ -14,6 +14,7 @@ import abc
 import inspect
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,13 @@ class ImageBackbone(nn.Module, abc.ABC):
     """What every image network here has: `dim` channels, one cell per `stride` pixels, and standardisation.
 
     Subclasses write `raw_features`. `forward` subtracts `feature_mean` and divides by `feature_std`, which are
-    0 and 1 until `standardise` sets them; a student keeps its teacher's.
+    0 and 1 until `standardise` sets them; a student keeps its teacher's. `precision` is that of matrix products and
+    convolutions (torch's autocast); weights and what comes out are float32.
     """
 
     feature_mean: Tensor
     feature_std: Tensor
+    precision = torch.float32
 
     def __init__(self, dim: int, stride: int) -> None:
         super().__init__()
@@ -70,6 +73,14 @@ class ImageBackbone(nn.Module, abc.ABC):
     @abc.abstractmethod
     def config(self) -> dict[str, Any]:
         """All that is needed, beside the weights, to build the network again."""
+
+    def recompute_activations(self) -> None:
+        """From now on, training keeps few activations and computes the others again going backward.
+
+        Raises:
+            BackboneError: the network cannot.
+        """
+        raise BackboneError(f"{type(self).__name__} cannot recompute its activations; set pretrain: recompute: false")
 
     def standardise(self, statistics: FeatureStatistics) -> None:
         """Makes features of images with these statistics zero-mean and unit-variance per channel."""
@@ -87,8 +98,22 @@ class ImageBackbone(nn.Module, abc.ABC):
         size = [max(1, round(side / self.stride)) * self.stride for side in images.shape[2:]]
         if size != list(images.shape[2:]):
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        features = self.raw_features(images)  # [B, dim, h, w]
-        return (features - self.feature_mean[:, None, None]) / self.feature_std[:, None, None]
+        full = self.precision == torch.float32
+        with nullcontext() if full else torch.autocast(images.device.type, self.precision):
+            features = self.raw_features(images)  # [B, dim, h, w]
+        return (features.float() - self.feature_mean[:, None, None]) / self.feature_std[:, None, None]
+
+
+def precision_of(name: str) -> torch.dtype:
+    """The type of a setting "float32" or "bfloat16" (which needs no scaling of the loss, unlike float16).
+
+    Raises:
+        ValueError: another name.
+    """
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise ValueError(f"precision is {name!r}, not one of {', '.join(known)}")
+    return known[name]
 
 
 class Block(nn.Module):
@@ -263,6 +288,13 @@ class TransformersBackbone(ImageBackbone):
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
+
+    def recompute_activations(self) -> None:
+        """See the class it extends."""
+        model: Any = self.model
+        if not model.supports_gradient_checkpointing:
+            super().recompute_activations()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def raw_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, dim, H / stride, W / stride]."""

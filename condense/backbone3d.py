@@ -14,6 +14,8 @@ from condense.distributed import BatchNorm
 from condense.paths import write_atomically
 from condense.spconv_cpu import algorithm, load_spconv
 
+CHANNELS = (32, 48, 64, 96)  # of the levels, finest first
+
 
 class ResidualBlock(nn.Module):
     """x + BN(conv(relu(BN(conv(x))))), then relu; 3x3x3 submanifold convolutions at one level of the U-Net."""
@@ -69,7 +71,7 @@ class SparseUNet(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int = 5, channels: Sequence[int] = (32, 48, 64, 96), out_channels: int = 64, seed: int = 0
+        self, in_channels: int = 5, channels: Sequence[int] = CHANNELS, out_channels: int = 64, seed: int = 0
     ) -> None:
         super().__init__()
         spconv = load_spconv()

@@ -58,10 +58,10 @@ def render_rgbd(model: Model, batch: Batch, params: PretrainParams, generator: t
     opacity = batch.operator.opacity
     cells = some_rows(opacity >= SOLID, params.cells, generator)
     rendered = batch.operator.render(features)[cells] / opacity[cells, None]
-    directions, depth = _depths(batch)
+    directions, depth = (part.to(rendered) for part in _depths(batch))
     decoded = model.decoder(torch.cat([rendered, directions[cells]], dim=1))  # [M, 4]
     terms = {
-        "colour": (decoded[:, :3] - _cell_colours(batch)[cells]).abs().mean(),
+        "colour": (decoded[:, :3] - _cell_colours(batch).to(decoded)[cells]).abs().mean(),
         "depth": (decoded[:, 3] - depth[cells]).abs().mean(),
     }
     return terms, {"rendered": rendered.detach()}

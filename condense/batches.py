@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,11 @@ class Batch:
     teacher: Tensor
     lifted: Tensor
     seen: Tensor
+
+    def to(self, target: Any) -> Batch:
+        """All that the networks and losses compute with on another device; captures, views and images stay."""
+        moved = ("voxels", "visible", "operator", "student_rows", "teacher", "lifted", "seen")
+        return dataclasses.replace(self, **{name: getattr(self, name).to(target) for name in moved})
 
 
 def draw_recolour(rng: np.random.Generator, strength: float) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,10 @@ class Cameras:
     def __getitem__(self, views: Sequence[int] | Tensor | slice) -> Cameras:
         """The cameras of some views (a list, tensor or slice; not an int)."""
         return Cameras(self.K[views], self.T_world_from_camera[views], self.sizes[views])
+
+    def to(self, target: Any) -> Cameras:
+        """The same cameras on another device."""
+        return Cameras(self.K.to(target), self.T_world_from_camera.to(target), self.sizes.to(target))
 
     @property
     def centres(self) -> Tensor:

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.set_defaults(run=run_pose)
 
     command = commands.add_parser("adopt", help="write camera files for the scenes of a public multi-view data set")
-    command.add_argument("name", help="co3d, scannet, scannetpp, tum or 7scenes; MVImgNet and the like need none")
+    command.add_argument("name", help="co3d, scannet, scannetpp, tum, 7scenes or objaverse; MVImgNet needs none")
     command.add_argument("root", type=Path, help="the folder that the release unpacks to")
     command.add_argument("--every", type=int, default=1, help="takes each so many frames of a video")
     command.set_defaults(run=lambda options: run_adopt(options.name, options.root, options.every))
@@ -157,8 +157,9 @@ def run_pretrain(seed: int) -> int:
     from condense.run import open_run
 
     try:
-        with process_group():
-            print(pretrain_together(open_run("."), seed))
+        study = open_run(".")
+        with process_group(study.params.pretrain.device):
+            print(pretrain_together(study, seed))
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 1

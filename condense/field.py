@@ -61,6 +61,11 @@ class Field:
     background: Tensor
     step: float
 
+    def to(self, target: Any) -> Field:
+        """The same field on another device."""
+        coords, density, colour = self.coords.to(target), self.density.to(target), self.colour.to(target)
+        return Field(self.grid, coords, density, colour, self.background.to(target), self.step)
+
     @cached_property
     def index(self) -> Tensor:
         """int32 of shape `grid.shape`: the number of each voxel, -1 where there is none."""
@@ -86,7 +91,7 @@ class _Interpolate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         voxel, weight = ctx.saved_tensors
-        if grad.is_cuda:
+        if grad.device.type != "cpu":
             spread = (weight[:, :, None] * grad[:, None]).flatten(0, 1)
             return spread.new_zeros(ctx.voxels, grad.shape[1]).index_add(0, voxel.flatten(), spread), None, None
         # the transpose product of a sparse matrix with 8 entries a row: 10 times faster than index_add on CPU

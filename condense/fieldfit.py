@@ -73,18 +73,20 @@ class _Stage:
         return part, voxel[a:b], weight[a:b]
 
 
-def fit_field(views: Views, params: FieldsParams, seed: int) -> Field:
+def fit_field(views: Views, params: FieldsParams, seed: int, device: torch.device | str = "cpu") -> Field:
     """Fits a field to all of `views`.
 
     Args:
         views: the training views of one capture.
         params: see `FieldsParams`; the number of steps is fixed, so that the result never depends on the clock.
         seed: of the order of pixels, and of where along a ray samples lie.
+        device: to fit it on; what is returned is on the CPU.
 
     Raises:
         ValueError: the masks leave nothing to fit.
     """
     generator = torch.Generator().manual_seed(seed)
+    views = replace(views, cameras=views.cameras.to(device))
     base = choose_grid(views, params)
     rays = training_rays(views, params, generator)
     masked = views.masks is not None
@@ -101,7 +103,8 @@ def fit_field(views: Views, params: FieldsParams, seed: int) -> Field:
         done += steps
     assert field is not None
     seen = visible_voxels(field, rays, limit=400_000)  # nothing can be said of the others
-    return replace(field, coords=field.coords[seen], density=field.density[seen], colour=field.colour[seen])
+    kept = replace(field, coords=field.coords[seen], density=field.density[seen], colour=field.colour[seen])
+    return kept.to("cpu")
 
 
 def _occupied(field: Field | None, views: Views, grid: Grid, rays: TrainingRays) -> Tensor:
@@ -138,15 +141,16 @@ def visible_voxels(field: Field, rays: TrainingRays, limit: int = 100_000) -> Te
 
 def _start(stage: _Stage, field: Field | None, views: Views, params: FieldsParams) -> Field:
     """The field a stage starts from: even fog, or the last stage's field on the finer grid."""
-    n = len(stage.coords)
+    n, device = len(stage.coords), stage.coords.device
     if field is None:
         thickness = (FOG if views.masks is not None else THIN) / max(stage.grid.shape)
+        grey = torch.full((n, 3, 1), 0.5, device=device)  # from every direction
         return Field(
             stage.grid,
             stage.coords,
-            torch.full((n, 1), thickness),
-            torch.cat([torch.full((n, 3, 1), 0.5), torch.zeros(n, 3, params.harmonics - 1)], dim=2).view(n, -1),
-            torch.full((3,), 0.5),
+            torch.full((n, 1), thickness, device=device),
+            torch.nn.functional.pad(grey, (0, params.harmonics - 1)).view(n, -1),
+            torch.full((3,), 0.5, device=device),
             params.march,
         )
     ratio = stage.grid.voxel_size / field.grid.voxel_size
@@ -160,14 +164,14 @@ def _start(stage: _Stage, field: Field | None, views: Views, params: FieldsParam
 def _that_hit(stage: _Stage) -> TrainingRays:
     """The rays of pixels of which some ray meets an occupied voxel."""
     rays = stage.rays
-    hit = torch.zeros(len(rays.directions), dtype=torch.long)
+    hit = torch.zeros(len(rays.directions), dtype=torch.long, device=rays.directions.device)
     for start in range(0, len(hit), 65536):
         o, d = rays.origins[start : start + 65536], rays.directions[start : start + 65536]
         hit[start + sample_cells(o, d, stage.grid, stage.felt, 1.0).ray] = 1
     total = torch.nn.functional.pad(hit.cumsum(0), (1, 0))
     pixel = (total[rays.first[1:]] > total[rays.first[:-1]]).nonzero()[:, 0]
     counts = rays.first[1:] - rays.first[:-1]
-    kept = torch.zeros(len(counts), dtype=torch.bool)
+    kept = torch.zeros_like(counts, dtype=torch.bool)
     kept[pixel] = True
     of_ray = kept.repeat_interleave(counts)
     first = torch.nn.functional.pad(counts[pixel].cumsum(0), (1, 0))
@@ -190,10 +194,10 @@ def _descend(field: Field, stage: _Stage, params: FieldsParams, span: tuple[int,
         samples, voxel, weight = stage.samples(start, stop)
         light, _ = render_samples(density, colour, rays.directions[start:stop], samples, voxel, weight)
         if stop - start > b - a:
-            pixel = torch.repeat_interleave(torch.arange(b - a), counts)
-            light = torch.zeros(b - a, 4).index_add(0, pixel, light) / counts[:, None]
+            pixel = torch.repeat_interleave(torch.arange(b - a, device=counts.device), counts)
+            light = light.new_zeros(b - a, 4).index_add(0, pixel, light) / counts[:, None]
         target = rays.target[a:b]
-        behind = torch.ones(3) if masked else background
+        behind = torch.ones_like(background) if masked else background
         missed = light[:, 3:] - target[:, 3:]
         loss = (light[:, :3] - target[:, :3] - missed * behind).square().mean()
         if masked:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from condense.captures.capture import Capture, Views
+from condense.devices import open_device
 from condense.field import load_field, psnr_db, render_view, save_field, target_image
 from condense.fieldfit import fit_field
 from condense.metrics import interval, median_interval
@@ -55,7 +56,7 @@ def fit_captures(
         One entry a capture, in order; a capture that cannot be fitted has its `error`, and no file.
     """
     jobs = [
-        (capture, folder / f"{capture.name}.safetensors", getattr(params, kind_of(capture)), seed)
+        (capture, folder / f"{capture.name}.safetensors", getattr(params, kind_of(capture)), seed, params.device)
         for capture in captures
     ]
     return parallel_map(fit_capture, jobs, processes, "fields")
@@ -66,15 +67,16 @@ def kind_of(capture: Capture) -> str:
     return str(capture.meta.get("kind", "cutouts" if capture.frames[0].mask else "photographs"))
 
 
-def fit_capture(capture: Capture, path: Path, params: FieldsParams, seed: int) -> Fitted:
+def fit_capture(capture: Capture, path: Path, params: FieldsParams, seed: int, device: str = "cpu") -> Fitted:
     """Fits one capture, or reads what an earlier run found. One job of `parallel_map`."""
     kind = kind_of(capture)
     if path.is_file():
         return _fitted(capture.name, kind, load_field(path)[1])
     views = {split: capture.load(capture.views(split), params.max_side) for split in ("train", "test")}
+    there = open_device(device)
     started = time.perf_counter()
     try:
-        field = fit_field(views["train"], params, seed)
+        field = fit_field(views["train"], params, seed, there)
     except ValueError as error:
         return Fitted(capture.name, kind, error=str(error))
     seconds = time.perf_counter() - started

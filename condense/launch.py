@@ -18,8 +18,8 @@ from condense.run import Run
 
 
 @contextmanager
-def process_group(backend: str = "gloo") -> Iterator[None]:
-    """Joins the processes that torchrun started; alone, without it."""
+def process_group(device: str = "cpu") -> Iterator[None]:
+    """Joins the processes that torchrun started, over NCCL if they compute on "cuda"; alone, without torchrun."""
     if "WORLD_SIZE" not in os.environ:
         yield
         return
@@ -27,6 +27,7 @@ def process_group(backend: str = "gloo") -> Iterator[None]:
     store, rank_here, count = next(dist.rendezvous("env://"))
     # torchrun may keep its store when it restarts workers, and with it the addresses of those that died
     store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, store=store, rank=rank_here, world_size=count)
     try:
         yield

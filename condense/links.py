@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from condense.backbone2d import ImageBackbone, load_backbone
+from condense.backbone2d import ImageBackbone, load_backbone, precision_of
 from condense.cameras import Cameras
 from condense.captures.capture import Capture, Views
+from condense.devices import device_of, open_device
 from condense.field import load_field
 from condense.grid import Grid
 from condense.params import LinksParams, parse
@@ -133,13 +134,16 @@ def link_views(
         views: all its images and cameras.
         splits: "train" or "test" of each view.
         scene: its voxels.
-        teacher: the frozen network; its feature map sets the cells.
+        teacher: the frozen network; its feature map sets the cells. The operators are built where its weights are.
         keep: see `well_seen`; voxels that it leaves out are dropped from the scene.
     """
     teacher.eval()
     images = [torch.from_numpy(pixels) for pixels in views.images]
-    maps = [teacher(as_batch([image]))[0] for image in images]  # each [D, h, w]
-    operators = [build_operator(scene, views.cameras, i, *features.shape[1:]) for i, features in enumerate(maps)]
+    device = device_of(teacher)
+    maps = [teacher(as_batch([image]).to(device))[0].cpu() for image in images]  # each [D, h, w]
+    there = scene.to(device)
+    sizes = [features.shape[1:] for features in maps]
+    operators = [build_operator(there, views.cameras, i, h, w).to("cpu") for i, (h, w) in enumerate(sizes)]
     kept = well_seen([operator for operator, split in zip(operators, splits, strict=True) if split == "train"], keep)
     scene = VoxelScene(scene.coords[kept], scene.density[kept], scene.colour[kept], scene.grid)
     linked = []
@@ -224,6 +228,8 @@ def write_links(capture: Capture, field: Path, teacher: Path, target: Path, para
         views = capture.load(max_side=params.max_side)
         scene = voxel_scene(load_field(field)[0], params.resolution)
         splits = [frame.split for frame in capture.frames]
-        links = link_views(capture.name, capture.meta, views, splits, scene, load_backbone(teacher), params.keep)
+        network = load_backbone(teacher).to(open_device(params.device))
+        network.precision = precision_of(params.precision)
+        links = link_views(capture.name, capture.meta, views, splits, scene, network, params.keep)
         save_links(links, target)
     return target

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from condense.backbone2d import ImageBackbone, load_backbone, save_backbone
-from condense.backbone3d import SparseUNet, load_net3d, recalibrate_batch_norm, save_net3d
+from condense.backbone3d import CHANNELS, SparseUNet, load_net3d, recalibrate_batch_norm, save_net3d
+from condense.devices import device_of
 from condense.distributed import gathered, share, sharing, splits
 from condense.links import as_batch
 from condense.voxels import VoxelBatch, VoxelScene, batch_scenes, input_features
@@ -31,9 +32,11 @@ class Model(nn.Module):
         self.student, self.net3d, self.decoder = student, net3d, decoder
 
 
-def new_model(teacher: ImageBackbone, seed: int, decoder: nn.Module | None = None) -> Model:
+def new_model(
+    teacher: ImageBackbone, seed: int, decoder: nn.Module | None = None, channels: Sequence[int] = CHANNELS
+) -> Model:
     """The model before training: the student a copy of `teacher`, the 3D network with random weights."""
-    return Model(copy.deepcopy(teacher), SparseUNet(out_channels=teacher.dim, seed=seed), decoder)
+    return Model(copy.deepcopy(teacher), SparseUNet(channels=channels, out_channels=teacher.dim, seed=seed), decoder)
 
 
 def student_cells(student: nn.Module, images: Sequence[Tensor], recolour: Sequence[Tensor] | None = None) -> Tensor:
@@ -55,11 +58,12 @@ def student_cells(student: nn.Module, images: Sequence[Tensor], recolour: Sequen
 def _cells(student: nn.Module, images: Sequence[Tensor], recolour: Sequence[Tensor] | None) -> Tensor:
     """`student_cells` of this process alone."""
     parts: dict[int, Tensor] = {}
+    device = device_of(student)
     for size in sorted({tuple(image.shape) for image in images}):
         group = [i for i, image in enumerate(images) if tuple(image.shape) == size]
-        batch = as_batch([images[i] for i in group])
+        batch = as_batch([images[i] for i in group]).to(device)
         if recolour is not None:
-            maps = torch.stack([recolour[i] for i in group])  # [B, 3, 4]
+            maps = torch.stack([recolour[i] for i in group]).to(device)  # [B, 3, 4]
             batch = torch.einsum("bij,bjhw->bihw", maps[:, :, :3], batch) + maps[:, :, 3, None, None]
             batch = batch.clamp(0, 1)
         features = student(batch).flatten(2).transpose(1, 2)  # [B, h w, D]
@@ -83,6 +87,7 @@ def batch_features(net3d: nn.Module, voxels: VoxelBatch, visible: Tensor | None 
 
     Where several processes train, each runs the network on its share of the scenes.
     """
+    voxels = voxels.to(device_of(net3d))
     coords, inputs, scenes = voxels.coords, input_features(voxels, visible), len(voxels.sizes)
     if not (splits(scenes) and net3d.training):
         return net3d(coords, inputs, voxels.shape, scenes)[voxels.rows]
@@ -94,9 +99,11 @@ def batch_features(net3d: nn.Module, voxels: VoxelBatch, visible: Tensor | None 
     return gathered(features)[voxels.rows]  # cells are in the order of their scenes
 
 
-def network_inputs(scenes: Sequence[VoxelScene]) -> tuple[Tensor, Tensor, tuple[int, int, int], int]:
+def network_inputs(
+    scenes: Sequence[VoxelScene], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor, tuple[int, int, int], int]:
     """The arguments of the 3D network for whole scenes, as captured."""
-    batch = batch_scenes(scenes)
+    batch = batch_scenes(scenes).to(device)
     return batch.coords, input_features(batch), batch.shape, len(scenes)
 
 
@@ -104,7 +111,7 @@ def recalibrate(net3d: SparseUNet, scenes: Iterable[VoxelScene], size: int) -> N
     """Batch-norm statistics from these scenes without augmentation, `size` at a time."""
     left = iter(scenes)
     batches = iter(lambda: list(islice(left, size)), [])
-    recalibrate_batch_norm(net3d, map(network_inputs, batches))
+    recalibrate_batch_norm(net3d, (network_inputs(batch, device_of(net3d)) for batch in batches))
 
 
 @torch.no_grad()

@@ -47,6 +47,7 @@ class FieldsByKind:
     room: FieldsParams = field(default_factory=FieldsParams)
     photographs: FieldsParams = field(default_factory=FieldsParams)
     cutouts: FieldsParams = field(default_factory=FieldsParams)  # other captures that have masks
+    device: str = "cpu"  # that they are fitted on; or "cuda"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class LinksParams:
     resolution: int = 32  # voxels along the longest side of a scene
     keep: float = 0.985  # voxels beyond this share of what training views see, least seen last, are dropped
     max_side: int = 0  # shrink images for the 2D network likewise; 0 keeps them
+    device: str = "cpu"  # of the frozen network and of the ray operators' making
+    precision: str = "float32"  # of the frozen network's matrix products; or "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class TeacherParams:
     average: float = 0.99  # of the weights, a step
     match_weight: float = 0.1  # of the cross-view term; 0 leaves it out
     strong_colour: float = 0.2  # share of the images whose colours are mixed beyond naming
+    device: str = "cpu"
     log_every: int = 20
     checkpoint_every: int = 300
 
@@ -115,6 +119,12 @@ class PretrainParams:
     recolour: float = 0.2  # strength of colour augmentation of voxels
     recolour_images: float = 0.2  # and of images
     hide_colour: float = 0.3  # share of scenes in a step with some voxels' colour hidden
+    channels: tuple[int, ...] = (32, 48, 64, 96)  # of the 3D network's levels, finest first
+    tuning: str = "full"  # of the student: all weights, or "lora": low-rank corrections of its linear layers
+    lora_rank: int = 16
+    device: str = "cpu"
+    precision: str = "float32"  # of the student's matrix products; or "bfloat16". The 3D network's are float32
+    recompute: bool = False  # the student's activations going backward, to save memory (gradient checkpointing)
     log_every: int = 10
     checkpoint_every: int = 200
 
@@ -195,6 +205,7 @@ class SparseParams:
     light: float = 0.25  # how much brighter or darker a view gets, as a whole and towards its border
     white_balance: float = 0.1  # how much of a colour it gets
     replace_background: float = 0.5  # share of views with masks that get another background
+    device: str = "cpu"
     log_every: int = 10
     checkpoint_every: int = 100
 

@@ -22,6 +22,7 @@ from condense import baselines
 from condense.backbone2d import load_backbone
 from condense.backbone3d import save_net3d
 from condense.batches import draw_batch
+from condense.devices import device_of, open_device
 from condense.distributed import rank, share, splits, sum_gradients, wait_for_all
 from condense.joint import Terms, losses, total_loss
 from condense.links import Links, lift, load_links
@@ -30,6 +31,7 @@ from condense.losses import effective_rank
 from condense.model import Model, new_model, recalibrate, save_model, student_cells
 from condense.params import PretrainParams
 from condense.paths import write_atomically
+from condense.tuning import merged, prepare
 
 COLLAPSED = 0.25  # a warning is logged when a rank falls below this share of the targets' rank
 log = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ def warmup_cosine(step: int, steps: int, warmup: int) -> float:
 def make_optimizer(model: Model, params: PretrainParams) -> torch.optim.AdamW:
     """AdamW with a learning rate for each network; batch norms of a pre-trained student are not trained."""
     groups = [
-        {"params": list(model.student.parameters()), "lr": params.student_lr},
+        {"params": [p for p in model.student.parameters() if p.requires_grad], "lr": params.student_lr},
         {"params": list(model.net3d.parameters()), "lr": params.net3d_lr},
     ]
     if model.decoder is not None:
@@ -91,7 +93,7 @@ def train_step(
     """One step of gradient descent in place; returns what the method's losses return."""
     for group in optimizer.param_groups:
         group["lr"] = group["base"] * warmup_cosine(step, params.steps, params.warmup)
-    batch = draw_batch(captures, params, seed, step)
+    batch = draw_batch(captures, params, seed, step).to(device_of(model.net3d))
     generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, step, 1]).integers(2**62)))
     terms, matched = METHODS[method](model, batch, params, generator)
     optimizer.zero_grad(set_to_none=True)
@@ -136,7 +138,8 @@ def pretrain_seed(
     captures = LinkedCaptures(shared_out(links, params.share, seed))
     network = load_backbone(teacher)
     decoder = baselines.make_decoder(network.dim, seed) if method == "render_rgbd" else None
-    model = new_model(network, seed, decoder)
+    model = new_model(network, seed, decoder, params.channels).to(open_device(params.device))
+    prepare(model.student, params, seed)
     optimizer = make_optimizer(model, params)
     step, history = load_checkpoint(folder, model, optimizer)
     captures = with_targets(captures, folder, model, step, params)
@@ -153,6 +156,7 @@ def pretrain_seed(
         if (step % params.checkpoint_every == 0 or step == stop) and rank() == 0:
             save_checkpoint(folder, model, optimizer, step, history)
     if step == params.steps and rank() == 0:
+        model.student = merged(model.student).cpu()
         recalibrate(model.net3d, (capture.scene for capture in captures), params.captures)
         save_model(folder, model) if method == "condense" else save_net3d(model.net3d, folder)
         write_atomically(folder / "history.json", lambda path: path.write_text(json.dumps(history, indent=1)))
@@ -204,7 +208,7 @@ def lifted_student(links: Links, model: Model) -> Tensor:
     """[N, D] the student's features of the training views, lifted to the voxels."""
     model.student.eval()
     cells = student_cells(model.student, [view.image for view in links.views])
-    return lift(cells.split([len(view.teacher) for view in links.views]), [v.operator for v in links.views])[0]
+    return lift(cells.cpu().split([len(view.teacher) for view in links.views]), [v.operator for v in links.views])[0]
 
 
 def scratch_seed(folder: Path, links: Sequence[Path], teacher: Path, seed: int, size: int = 12) -> Path:

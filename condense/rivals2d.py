@@ -37,6 +37,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from condense.backbone2d import Block, ImageBackbone, load_backbone, save_backbone
 from condense.batches import Batch, draw_batch
+from condense.devices import device_of, open_device
 from condense.joint import SOLID, agreement, some_rows
 from condense.links import Links, lift, load_links
 from condense.losses import prior_loss
@@ -168,6 +169,7 @@ def train_rival(
         artefact = mean_artefact(captures)
         captures = [without_artefact(capture, artefact) for capture in captures]
         learner = Denoised(network, artefact, seed)
+    learner = learner.to(open_device(params.device))
     history = fit(learner, captures, dataclasses.replace(params, views=params.student_views), lr, seed, method)
     if method == "dvt":
         state = {k: v.contiguous() for k, v in learner.state_dict().items() if not k.startswith("network.")}
@@ -193,7 +195,7 @@ def fit(
     learner.train()
     for step in range(params.steps):
         optimizer.param_groups[0]["lr"] = lr * warmup_cosine(step, params.steps, params.warmup)
-        batch = draw_batch(captures, params, seed, step)
+        batch = draw_batch(captures, params, seed, step).to(device_of(learner))
         if method == "contrast":
             generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, step, 1]).integers(2**62)))
             loss = contrast_loss(learner, batch, params, generator)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +60,16 @@ class SparseBatch:
     twins: Tensor
     target: Tensor
     seen: Tensor
+
+    def to(self, target: Any) -> SparseBatch:
+        """The same batch on another device."""
+        moved = ("pixels", "weights", "owner", "places", "voxels", "visible", "operator", "samples", "twins")
+        return dataclasses.replace(
+            self,
+            images=[image.to(target) for image in self.images],
+            inside=[cells.to(target) for cells in self.inside],
+            **{name: getattr(self, name).to(target) for name in (*moved, "target", "seen")},
+        )
 
 
 def draw_sparse(captures: Sequence[Links], params: SparseParams, seed: int, step: int) -> SparseBatch:

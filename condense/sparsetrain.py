@@ -31,6 +31,7 @@ from torch.nn.functional import (
     normalize,
 )
 
+from condense.devices import device_of, open_device
 from condense.joint import SOLID, some_rows
 from condense.keypoints import sample_map
 from condense.links import Links, load_links
@@ -57,7 +58,11 @@ def sparse_losses(
     descriptors, logits = sampled(maps, batch)  # [S, V, D], [S, V, 2]
     near = too_near(batch)
     views_match, views_reliable, chance = between_views(descriptors, logits, batch, near, params.temperature)
-    solid, here, each = batch.samples >= 0, batch.twins >= 0, torch.arange(len(batch.samples))
+    solid, here, each = (
+        batch.samples >= 0,
+        batch.twins >= 0,
+        torch.arange(len(batch.samples), device=batch.samples.device),
+    )
     closest = batch.weights.argmax(1)  # the view that shows a sample best
     # images see more than voxels: the 3D network follows them, and does not hold them back
     pixel = descriptors[each, closest].detach()
@@ -107,7 +112,7 @@ def between_views(
         matches, mean over the views that it was asked in.
     """
     matches, reliable = [], []
-    chance, asked = torch.zeros(len(logits)), torch.zeros(len(logits))
+    chance, asked = logits.new_zeros(len(logits)), logits.new_zeros(len(logits))
     for place in range(logits.shape[1]):
         others = batch.weights.clone()
         others[:, place] = 0
@@ -290,7 +295,7 @@ def train_sparse(
     if (folder / "history.json").is_file():
         return folder
     captures = [load_links(path) for path in links]
-    model = SparseModel(load_model(dense), seed)
+    model = SparseModel(load_model(dense), seed).to(open_device(params.device))
     optimizer = make_optimizer(model, params)
     step, history = load_checkpoint(folder, model, optimizer)  # type: ignore[arg-type]
     while step < params.steps and step != stop:
@@ -331,7 +336,7 @@ def train_step(
     """One step of gradient descent in place; returns the terms."""
     for group in optimizer.param_groups:
         group["lr"] = group["base"] * warmup_cosine(step, params.steps, params.warmup)
-    batch = draw_sparse(captures, params, seed, step)
+    batch = draw_sparse(captures, params, seed, step).to(device_of(model.dense.net3d))
     generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, step, 4]).integers(2**62)))
     terms = sparse_losses(model, batch, params, generator)
     optimizer.zero_grad(set_to_none=True)

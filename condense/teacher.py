@@ -29,6 +29,7 @@ from condense.backbone2d import (
     open_backbone,
     save_backbone,
 )
+from condense.devices import open_device
 from condense.muon import Muon
 from condense.params import TeacherParams
 from condense.paths import write_atomically
@@ -67,7 +68,7 @@ def fit_teacher(
                 bar.set_postfix(loss=f"{losses['loss']:.3f}")
             if run.step % params.checkpoint_every == 0 or run.step == params.steps:
                 run.checkpoint(folder)
-    network = run.average[0]
+    network = run.average[0].cpu()
     assert isinstance(network, BuiltinBackbone)
     network.standardise(universe_statistics(network.eval(), universe))
     return network.requires_grad_(False), run.log
@@ -98,9 +99,11 @@ def make_teacher(
         else:
             local = beside / params.name
             name = str(local) if local.exists() else params.name
-            network = open_backbone(name, params.layer or None).eval().requires_grad_(False)
+            device = open_device(params.device)
+            network = open_backbone(name, params.layer or None).eval().requires_grad_(False).to(device)
             with torch.no_grad():
-                features = [network(image.permute(2, 0, 1)[None].float() / 255)[0].flatten(1).T for image in images]
+                inputs = ((image.permute(2, 0, 1)[None].float() / 255).to(device) for image in images)
+                features = [network(image)[0].flatten(1).T.cpu() for image in inputs]
             network.standardise(FeatureStatistics.of(torch.cat(features)[:, :, None, None]))
         save_backbone(network, path)
         write_atomically(record, lambda temporary: temporary.write_text(json.dumps(history)))
@@ -120,7 +123,8 @@ class TeacherRun:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
             head = nn.Conv2d(network.dim, sum(LABELS.values()), 1)
-        self.model = nn.Sequential(network, head)
+        self.device = open_device(params.device)
+        self.model = nn.Sequential(network, head).to(self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         matrices = [p for p in self.model.parameters() if p.ndim == 2]  # of the attention blocks
         kernels = [p for p in self.model.parameters() if p.ndim > 2]
@@ -138,7 +142,7 @@ class TeacherRun:
     def train_step(self, universe: Views) -> dict[str, float]:
         """One step; returns what to log. Its randomness depends on the seed and the step's number alone."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
-        images, labels, points = draw_batch(universe, self.params, generator)
+        images, labels, points = (part.to(self.device) for part in draw_batch(universe, self.params, generator))
         features = self.model[0](images)
         logits = self.model[1](features)  # [2B, classes, h, w]
         label_loss, accuracy = label_losses(logits, labels)

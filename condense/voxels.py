@@ -115,6 +115,11 @@ class VoxelBatch:
     rows: Tensor
     sizes: tuple[int, ...]
 
+    def to(self, target: Any) -> VoxelBatch:
+        """The same batch on another device."""
+        coords, colour, opacity = (part.to(target) for part in (self.coords, self.colour, self.opacity))
+        return VoxelBatch(coords, colour, opacity, self.shape, self.rows.to(target), self.sizes)
+
 
 def batch_scenes(scenes: Sequence[VoxelScene], turns: Sequence[Turn] | None = None) -> VoxelBatch:
     """Scenes joined in order, each first turned by its entry of `turns`.

@@ -7,7 +7,7 @@ PACKAGE = project_root() / "condense"
 
 # A module may import from those above it, and from its own row; folders stand for all their files.
 ORDER = """
-paths parallel params metrics colmap distributed muon
+paths parallel params metrics colmap distributed devices muon
 cameras
 captures
 adapters synthetic
@@ -36,7 +36,7 @@ linkset
 model batches variantset
 sparse
 extraction sparsebatch viewpairs
-joint baselines ablations
+joint baselines ablations tuning
 pretrain
 sparsetrain rivals2d
 tasks rivaldetectors
@@ -48,7 +48,7 @@ headlines
 study
 benchmarks plainfit
 pretrained
-repositorybench pipebench gpucheck cli
+repositorybench milvusbench pipebench gpucheck cli
 """
 RANK = {name: row for row, names in enumerate(ORDER.split("\n")) for name in names.split()}
 
