@@ -1,10 +1,9 @@
-"""Any number of linked captures, of which a bounded number is in memory."""
+"""Any number of linked captures, of which a bounded part is in memory."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 
 from condense.links import Links, load_links
 
-HELD = 512  # captures in memory at once
+HELD = 4 * 2**30  # bytes of files whose captures are in memory at once
 
 
 def voxels_of(captures: Sequence[Links], place: int) -> int:
@@ -28,12 +27,13 @@ class LinkedCaptures(Sequence[Links]):
         paths: files of `save_links`; only training views are read.
         lifted: a folder of other targets, `<place among the paths>.safetensors` each with [N, D] "lifted"; None for
             the teacher's, as linked.
-        held: as many captures are kept in memory, those asked for last.
+        held: bytes; of the captures asked for last, as many are kept in memory as have files of so many together.
     """
 
     def __init__(self, paths: Sequence[Path], lifted: Path | None = None, held: int = HELD) -> None:
-        self.paths, self.lifted = list(paths), lifted
-        self._kept = lru_cache(maxsize=held)(self._read)
+        self.paths, self.lifted, self.held = list(paths), lifted, held
+        self._kept: dict[int, Links] = {}  # by place; asked for last comes last
+        self._bytes = 0
         self._sizes: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class LinkedCaptures(Sequence[Links]):
     def __getitem__(self, place: Any) -> Any:
         """The links of one capture, by its place among the paths; of a slice, a list."""
         places = range(len(self))[place]
-        return [self._kept(each) for each in places] if isinstance(places, range) else self._kept(places)
+        return [self._ask(each) for each in places] if isinstance(places, range) else self._ask(places)
 
     def voxels(self, place: int) -> int:
         """Voxels of a capture, from its file's header."""
@@ -50,6 +50,21 @@ class LinkedCaptures(Sequence[Links]):
             with safe_open(self.paths[place], "pt") as file:
                 self._sizes[place] = int(file.get_slice("seen").get_shape()[0])
         return self._sizes[place]
+
+    def _ask(self, place: int) -> Links:
+        links = self._kept.pop(place, None)
+        if links is None:
+            links = self._read(place)
+            self._bytes += self._bytes_of(place)
+        self._kept[place] = links
+        while self._bytes > self.held and len(self._kept) > 1:
+            oldest = next(iter(self._kept))
+            del self._kept[oldest]
+            self._bytes -= self._bytes_of(oldest)
+        return links
+
+    def _bytes_of(self, place: int) -> int:
+        return self.paths[place].stat().st_size
 
     def _read(self, place: int) -> Links:
         links = load_links(self.paths[place])
