@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from condense.backbone2d import load_backbone
 from condense.batches import draw_batch
 from condense.benchmarks import Line, line, ray_marching, seconds, sparse_unet, write_table
 from condense.captures.reader import read_capture
+from condense.distributedbench import bench_processes
 from condense.field import psnr_db
 from condense.fieldfit import fit_field
 from condense.links import load_links
@@ -44,8 +46,9 @@ def joint_step(run: Run) -> dict[str, Line]:
     """A step of joint training on the run's own links, against one that marches its rays anew."""
     paths = sorted(run.artifact("links").rglob("*.safetensors"))[:48]
     captures = [load_links(path) for path in paths]
-    model = new_model(load_backbone(run.artifact("teacher") / "teacher.safetensors"), 0)
-    params, optimizer = run.params.pretrain, make_optimizer(model, run.params.pretrain)
+    params = run.params.pretrain
+    model = new_model(load_backbone(run.artifact("teacher") / "teacher.safetensors"), 0, channels=params.channels)
+    optimizer = make_optimizer(model, params)
 
     def step() -> None:
         train_step(model, optimizer, captures, params, 0, 0)
@@ -88,12 +91,22 @@ def peak_memory(run: Run) -> dict[str, Line]:
 
 
 def main() -> None:
-    """Runs every benchmark and writes `reports/benchmarks.json`."""
+    """Runs every benchmark; each adds its lines to `reports/benchmarks.json` when it is done."""
     set_threads(1)
     run = open_run(project_root())
-    lines = {**ray_marching(), **sparse_unet(), **field_fit(run), **joint_step(run), **bench_repository()}
-    lines |= {**bench_milvus(), **noop_repro(run.folder), **peak_memory(run)}
-    write_table(lines, run.folder / "reports" / "benchmarks.json")
+    every: list[Callable[[], dict[str, Line]]] = [
+        lambda: noop_repro(run.folder),  # says at once if the pipeline is not up to date
+        lambda: peak_memory(run),
+        ray_marching,
+        sparse_unet,
+        lambda: field_fit(run),
+        lambda: joint_step(run),
+        lambda: bench_processes(run),
+        bench_repository,
+        bench_milvus,
+    ]
+    for bench in every:
+        write_table(bench(), run.folder / "reports" / "benchmarks.json")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ headlines
 study
 benchmarks plainfit
 pretrained
-repositorybench milvusbench pipebench gpucheck cli
+repositorybench milvusbench distributedbench pipebench gpucheck cli
 """
 RANK = {name: row for row, names in enumerate(ORDER.split("\n")) for name in names.split()}
 
