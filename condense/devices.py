@@ -33,5 +33,5 @@ def open_device(name: str) -> torch.device:
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Where the weights of a network are."""
-    return next(network.parameters()).device
+    """Where the weights of a network are; the CPU for one without weights."""
+    return next((weight.device for weight in network.parameters()), torch.device("cpu"))

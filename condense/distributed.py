@@ -103,17 +103,19 @@ class BatchNorm(nn.BatchNorm1d):
         """[N, C]."""
         if not (_sharing and self.training):
             return super().forward(x)
-        rows = x.new_tensor(float(len(x)))
-        dist.all_reduce(rows)
-        mean = _Sum.apply(x.sum(0)) / rows
-        variance = _Sum.apply((x - mean).square().sum(0)) / rows
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        centred = x - self.running_mean  # the same in every process, and near the mean: squares lose no digits
+        own = torch.cat([centred.sum(0), centred.square().sum(0), x.new_tensor([len(x)])])
+        total = _Sum.apply(own)  # one message a layer: on a small batch, they are what takes the time
+        rows = total[-1].detach()
+        mean, square = (total[:-1] / rows).split(x.shape[1])
+        variance = (square - mean.square()).clamp_min(0)
         with torch.no_grad():
-            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-            self.running_mean.lerp_(mean, self.momentum)
+            self.running_mean.lerp_(self.running_mean + mean, self.momentum)
             self.running_var.lerp_(variance * rows / (rows - 1), self.momentum)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
-        return (x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        return (centred - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], shared: bool) -> None:

@@ -21,7 +21,7 @@ from condense.pretrain import pretrain_seed
 
 PARAMS = PretrainParams(
     **{"steps": 5, "warmup": 2, "generations": 2, "captures": 3, "views": 2, "cells": 64, "log_every": 1},
-    **{"checkpoint_every": 2, "net3d_lr": 1e-2, "any_angle": 1.0},
+    **{"checkpoint_every": 2, "net3d_lr": 1e-3, "any_angle": 1.0},
 )
 # Sums in another order. Adam makes whole steps of gradients that are nothing but rounding, so that weights drift apart.
 LOSSES, GRADIENT = 1e-3, 1e-4
