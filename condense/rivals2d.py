@@ -26,7 +26,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +41,8 @@ from condense.backbone2d import Block, ImageBackbone, load_backbone, save_backbo
 from condense.batches import Batch, draw_batch
 from condense.devices import device_of, open_device
 from condense.joint import SOLID, agreement, some_rows
-from condense.links import Links, lift, load_links
+from condense.links import Links, lift
+from condense.linkset import LinkedCaptures
 from condense.losses import prior_loss
 from condense.model import student_cells
 from condense.params import PretrainParams
@@ -163,11 +166,14 @@ def train_rival(
         raise ValueError(f"rival is {method!r}, not one of {', '.join(METHODS)}")
     if (folder / "history.json").is_file():
         return folder
-    captures, network = [load_links(path) for path in links], load_backbone(teacher)
+    captures, network = LinkedCaptures(links), load_backbone(teacher)
     learner: nn.Module = network
     if method == "dvt":
-        artefact = mean_artefact(captures)
-        captures = [without_artefact(capture, artefact) for capture in captures]
+        artefact, clean = mean_artefact(captures), folder / "lifted"
+        for place, capture in enumerate(captures):
+            target = {"lifted": without_artefact(capture, artefact).lifted}
+            write_atomically(clean / f"{place}.safetensors", partial(save_file, target))
+        captures = LinkedCaptures(links, clean)
         learner = Denoised(network, artefact, seed)
     learner = learner.to(open_device(params.device))
     history = fit(learner, captures, dataclasses.replace(params, views=params.student_views), lr, seed, method)
@@ -177,6 +183,7 @@ def train_rival(
     else:
         save_backbone(network, folder / "student.safetensors")
     write_atomically(folder / "history.json", lambda path: path.write_text(json.dumps(history)))
+    shutil.rmtree(folder / "lifted", ignore_errors=True)
     return folder
 
 

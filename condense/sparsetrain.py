@@ -34,7 +34,8 @@ from torch.nn.functional import (
 from condense.devices import device_of, open_device
 from condense.joint import SOLID, some_rows
 from condense.keypoints import sample_map
-from condense.links import Links, load_links
+from condense.links import Links
+from condense.linkset import LinkedCaptures
 from condense.losses import false_negatives, info_nce
 from condense.model import batch_features, load_model, recalibrate
 from condense.params import SparseParams
@@ -294,7 +295,7 @@ def train_sparse(
     """
     if (folder / "history.json").is_file():
         return folder
-    captures = [load_links(path) for path in links]
+    captures = LinkedCaptures(links)
     model = SparseModel(load_model(dense), seed).to(open_device(params.device))
     optimizer = make_optimizer(model, params)
     step, history = load_checkpoint(folder, model, optimizer)  # type: ignore[arg-type]
@@ -307,7 +308,7 @@ def train_sparse(
         if step % params.checkpoint_every == 0 or step == stop:
             save_checkpoint(folder, model, optimizer, step, history)  # type: ignore[arg-type]
     if step == params.steps:
-        recalibrate(model.dense.net3d, [capture.scene for capture in captures], params.captures)
+        recalibrate(model.dense.net3d, (capture.scene for capture in captures), params.captures)
         save_sparse(folder, model)
         write_atomically(folder / "history.json", lambda path: path.write_text(json.dumps(history, indent=1)))
         for path in folder.glob("step_*"):

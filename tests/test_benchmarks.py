@@ -16,6 +16,7 @@ from condense.benchmarks import (
     same_operator,
     write_table,
 )
+from condense.gpucheck import bandwidth, joint_steps
 from condense.milvusbench import bench_milvus, bytes_on_disk, in_fresh_process, kept, resident
 from condense.voxels import batch_scenes
 
@@ -73,3 +74,10 @@ def test_what_two_stores_are_compared_by(tmp_path):
     process, ending = in_fresh_process(os.getpid)
     assert process != os.getpid() and ending >= 0
     assert resident() > 1e6
+
+
+def test_what_the_gpu_check_times_runs_on_the_cpu_as_well(monkeypatch):
+    monkeypatch.setattr("condense.gpucheck.seconds", lambda function, **_: function() is None or 0.5)
+    lines = {**bandwidth("cpu", megabytes=1), **joint_steps("cpu", captures=2, compiled=False)}
+    assert set(lines) == {"operator_bandwidth", "joint_step_float32", "joint_step_bfloat16"}
+    assert "2.0 a second" in lines["joint_step_bfloat16"]["what"] and lines["joint_step_bfloat16"]["ratio"] == 1
