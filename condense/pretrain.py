@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from condense import baselines
 from condense.backbone2d import load_backbone
-from condense.backbone3d import save_net3d
+from condense.backbone3d import CHANNELS, save_net3d
 from condense.batches import draw_batch
 from condense.devices import device_of, open_device
 from condense.distributed import rank, share, splits, sum_gradients, wait_for_all
@@ -211,17 +211,25 @@ def lifted_student(links: Links, model: Model) -> Tensor:
     return lift(cells.cpu().split([len(view.teacher) for view in links.views]), [v.operator for v in links.views])[0]
 
 
-def scratch_seed(folder: Path, links: Sequence[Path], teacher: Path, seed: int, size: int = 12) -> Path:
+def scratch_seed(
+    folder: Path,
+    links: Sequence[Path],
+    teacher: Path,
+    seed: int,
+    channels: Sequence[int] = CHANNELS,
+    size: int = 12,
+) -> Path:
     """The model before training in the same form: the lower reference of every probe.
 
     Args:
         folder: gets the two networks.
         links: files of the captures whose scenes set the batch-norm statistics, as after training.
         teacher: the frozen network's .safetensors.
-        seed: of the 3D network's initial weights, the same as `pretrain_seed`'s.
+        seed: of the 3D network's initial weights, the same as `pretrain_seed`'s,
+        channels: and its widths likewise.
         size: scenes in a batch.
     """
-    model = new_model(load_backbone(teacher), seed)
+    model = new_model(load_backbone(teacher), seed, channels=channels)
     recalibrate(model.net3d, (load_links(path, ()).scene for path in links), size)
     save_model(folder, model)
     return folder
