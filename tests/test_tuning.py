@@ -13,7 +13,7 @@ from condense.backbone2d import BackboneError, TransformersBackbone, load_backbo
 from condense.backbone3d import load_net3d
 from condense.links import save_links
 from condense.params import PretrainParams
-from condense.pretrain import pretrain_seed
+from condense.pretrain import pretrain_seed, scratch_seed
 from condense.tuning import merged, prepare
 
 PARAMS = PretrainParams(steps=4, warmup=1, generations=2, captures=2, views=2, cells=64, log_every=1, lora_rank=2)
@@ -112,3 +112,10 @@ def test_pre_training_with_a_large_networks_settings_resumes(tmp_path):
     before, after = load_backbone(teacher).state_dict(), load_backbone(tmp_path / "whole" / "student.safetensors")
     changed = {name for name, value in after.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.rpartition(".")[0].rpartition(".")[2] in ("qkv", "out", "0", "2") for name in changed)
+
+
+def test_the_untrained_network_is_as_wide(tmp_path):
+    teacher, path = tmp_path / "teacher.safetensors", tmp_path / "links.safetensors"
+    save_backbone(tiny_teacher(), teacher)
+    save_links(toy_links(0), path)
+    assert load_net3d(scratch_seed(tmp_path / "scratch", [path], teacher, 0, (8, 16))).channels == (8, 16)
