@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024): momentum whose matrices are made nearly orthogonal before they are added to the weights.
 
 `torch.optim.Muon` does the same in bfloat16, which CPUs without instructions for it emulate: there a step of the
-teacher's 16 matrices takes 0.44 s, and 0.02 s in float32.
+teacher's 16 matrices takes 0.44 s, and 0.03 s in float32.
 """
 
 from __future__ import annotations
