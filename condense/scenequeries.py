@@ -60,14 +60,14 @@ class SceneQueries(ABC):
         """The scenes that an image may show, best first; [] for an image with no key points.
 
         Scenes rank by similarity + weight * agreement: a pose is searched for (`posesearch`, which says what agrees),
-        starting also from PnP on mutual matches.
+        starting also from PnP on mutual matches. A scene that could not rank first even if all agreed is not verified.
 
         Args:
             keypoints: of the image.
             K: [3, 3] intrinsics in pixels, of an image of `keypoints.size`.
             top: answers at most.
             shortlist: scenes whose key points are compared.
-            verify: scenes whose geometry is; the first answers have poses.
+            verify: scenes whose geometry is, at most; they have poses.
             max_error: reprojection error of an inlier, as a share of the longer side of the image.
             weight: of agreement against similarity: among small images it only decides between near equals.
             seed: of RANSAC.
@@ -76,7 +76,7 @@ class SceneQueries(ABC):
             ValueError: the descriptors do not fit, or K is no matrix of intrinsics.
         """
         posed = in_image(keypoints, K, max_error, weight, seed)
-        answers = self._query("image", keypoints.descriptors, keypoints.scores, posed, shortlist, verify)
+        answers = self._query("image", keypoints.descriptors, keypoints.scores, posed, shortlist, verify, most=weight)
         if answers:
             answers[0] = polished(answers[0], keypoints, self.scene(answers[0].name), K, max_error)
         return answers[:top]
@@ -104,7 +104,7 @@ class SceneQueries(ABC):
         """
         posed = in_scene(keypoints, max_error, weight, seed, scale)
         arguments = (keypoints.descriptors, keypoints.scores, posed, shortlist, verify)
-        return self._query("scene", *arguments, leave_out)[:top]
+        return self._query("scene", *arguments, leave_out=leave_out)[:top]
 
     def _query(
         self,
@@ -114,9 +114,10 @@ class SceneQueries(ABC):
         posed: Posed,
         shortlist: int,
         verify: int,
+        most: float = np.inf,
         leave_out: Collection[str] = (),
     ) -> list[Answer]:
-        """The answers from the shortlist, in order."""
+        """The answers from the shortlist, in order; `most`: what geometry adds to a scene's rank at most."""
         if not len(descriptors):
             return []
         query = normalize(self._checked(descriptors, "the query"), dim=1)
@@ -126,10 +127,14 @@ class SceneQueries(ABC):
         similarity, cosines = local_similarity(query, self._descriptors(names))
         poses: list[NDArray[np.float64] | None] = [None] * len(names)
         inliers, fit, bonus = [np.zeros((0, 2), dtype=np.int64)] * len(names), *np.zeros((2, len(names)))
+        first = -np.inf
         for place in similarity.argsort(descending=True, stable=True)[:verify].tolist():
+            if similarity[place] + most <= first:
+                break
             found = posed(self.scene(names[place]), mutual_matches(cosines[place].T))
             if found is not None:
                 poses[place], inliers[place], fit[place], bonus[place] = found
+            first = max(first, float(similarity[place]) + bonus[place])
         weights = self.calibration.get(kind, UNCALIBRATED)
         return ranked(names, similarity.double().numpy(), poses, inliers, fit, bonus, weights)
 

@@ -100,6 +100,15 @@ def test_geometry_tells_scenes_of_equal_descriptors_apart():
     assert unverified[0].similarity == pytest.approx(unverified[1].similarity) and unverified[0].pose is None
 
 
+def test_a_scene_that_cannot_rank_first_is_not_verified():
+    repository, image = filled(), view_of(random_scene(3), noise=0.2)[0]
+    answers = repository.query_image(image, K, verify=8)
+    assert [answer.pose is None for answer in answers] == [False] + [True] * 7
+    heavy = repository.query_image(image, K, verify=8, weight=10)  # agreement may overturn any order of similarity
+    assert all(answer.pose is not None for answer in heavy)
+    assert answers[0].name == heavy[0].name
+
+
 def test_vectors_find_scenes_without_key_points():
     repository = filled(parts=1)
     names = [repository.query_vector(pool(s.descriptors, s.scores, 1)[0], 2)[0] for s in map(random_scene, range(8))]
