@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, max_pool2d, normalize
+from torch.nn.functional import interpolate, normalize
 
 from condense.keypoints import ImageKeyPoints, KeyPoints, sample_map, spread_maxima, voxel_normals
 from condense.links import LinkedView, as_batch
 from condense.model import voxel_features
-from condense.sparse import SparseModel, view_weights
+from condense.sparse import SparseModel, keypoint_score, view_weights
 from condense.voxels import VoxelScene
 
 SEEN = 0.05  # summed weight in the views from which they describe a voxel
@@ -43,7 +43,7 @@ def condense_views(model: SparseModel, scene: VoxelScene, views: Sequence[Linked
         count: at most so many key points.
     """
     described, logits = model.voxel_head(voxel_features(model.dense.net3d, [scene])[0])
-    scores = logits.sigmoid()
+    scores = keypoint_score(logits)
     lifted, lifted_scores, seen = lift_views(model, scene, views)
     known = seen > SEEN
     descriptors = torch.where(known[:, None], lifted, described)
@@ -61,10 +61,10 @@ def lift_views(model: SparseModel, scene: VoxelScene, views: Sequence[LinkedView
     total = torch.zeros(len(scene), model.dense.student.dim + 1)
     for number, view in enumerate(views):
         _, descriptors, logits = model.image_maps(as_batch([view.image]))
-        at, size = pixels[:, number], (view.image.shape[1], view.image.shape[0])
-        scores = logits.sigmoid()
-        found = torch.cat([sample_map(descriptors[0], at, size), sample_map(scores, at, size)], dim=1)
-        total += weights[:, number, None] * found
+        maps = torch.cat([descriptors[0], keypoint_score(logits[0].movedim(0, -1))[None]])
+        total += weights[:, number, None] * sample_map(
+            maps, pixels[:, number], (view.image.shape[1], view.image.shape[0])
+        )
     seen = weights.sum(1)
     return normalize(total[:, :-1], dim=1), total[:, -1] / seen.clamp_min(1e-6), seen
 
@@ -73,7 +73,7 @@ def lift_views(model: SparseModel, scene: VoxelScene, views: Sequence[LinkedView
 def condense_features(model: SparseModel, scene: VoxelScene, dense: Tensor, count: int = 256) -> KeyPoints:
     """The key points of a scene whose voxels have the dense features [N, D], such as lifted ones."""
     descriptors, logits = model.voxel_head(dense)
-    return _decorated(scene, descriptors, logits.sigmoid(), count)
+    return _decorated(scene, descriptors, keypoint_score(logits), count)
 
 
 def _decorated(scene: VoxelScene, descriptors: Tensor, scores: Tensor, count: int) -> KeyPoints:
@@ -101,29 +101,17 @@ def detect_images(
 ) -> list[ImageKeyPoints]:
     """`detect_image` of several images of one size."""
     _, descriptors, logits = model.image_maps(as_batch(images))
-    scores = logits.sigmoid()  # [B, H, W]
+    scores = keypoint_score(logits.movedim(1, -1))  # [B, H/2, W/2]
     height, width = images[0].shape[:2]
     found = []
     for number, (score, features) in enumerate(zip(scores, descriptors, strict=True)):
-        places, strength = best_of_cells(score, (width, height))
+        rows, columns = score.shape
+        y, x = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
+        places = torch.stack([x, y], dim=-1).flatten(0, 1) * score.new_tensor([width / columns, height / rows])
+        inside = torch.ones(rows * columns, dtype=torch.bool)
         if masks is not None:
-            cells = (score.shape[0] // 2, score.shape[1] // 2)
-            inside = interpolate(masks[number][None, None].float(), cells, mode="area").flatten() >= 127.5
-            places, strength = places[inside], strength[inside]
+            inside = interpolate(masks[number][None, None].float(), score.shape, mode="area").flatten() >= 127.5
+        places, strength, described = places[inside], score.flatten()[inside], features.flatten(1).T[inside]
         kept = spread_maxima(places, strength, count)
-        described = normalize(sample_map(features, places[kept], (width, height)), dim=1)
-        found.append(ImageKeyPoints(places[kept], strength[kept], described, (width, height)))
+        found.append(ImageKeyPoints(places[kept], strength[kept], described[kept], (width, height)))
     return found
-
-
-def best_of_cells(score: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The best place [H W / 4, 2] (x, y) of each 2 x 2 cell of a map of scores [H, W], and its score [H W / 4].
-
-    Args:
-        score: that covers the image.
-        size: width and height of the image, in pixels.
-    """
-    rows, columns = score.shape
-    best, index = max_pool2d(score[None], 2, return_indices=True)
-    at = torch.stack([index % columns, index // columns], dim=-1).flatten(0, -2) + 0.5
-    return at * score.new_tensor([size[0] / columns, size[1] / rows]), best.flatten()

@@ -182,9 +182,9 @@ class SparseParams:
     views: int = 4  # of a capture, at least 2
     voxels: int = 2_500  # of the captures whose scenes the 3D network sees, twice, at most
     samples: int = 96  # voxels of a capture
-    patches: int = 16  # of neighbouring voxels of a capture, where scores should peak
     temperature: float = 0.07
     match_weight: float = 4.0
+    inside_weight: float = 0.2
     distinct_weight: float = 0.2
     lift_weight: float = 0.2
     dense_weight: float = 0.1

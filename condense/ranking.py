@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -137,7 +138,7 @@ def ranked(
     rank = similarity + bonus
     features = np.stack([similarity, margins(rank), fit, counts], axis=1)
     *slopes, bias = weights
-    score = 1 / (1 + np.exp(-(features @ slopes + bias)))
+    score = expit(features @ slopes + bias)
     return [
         Answer(names[i], float(score[i]), float(similarity[i]), features[i], poses[i], inliers[i])
         for i in np.argsort(-rank, kind="stable")

@@ -1,10 +1,10 @@
 """Sparse features: heads on both networks that score and describe key points.
 
 A pixel and the voxel it shows get descriptors near each other in the space that the dense features share: a head adds a
-correction to the dense feature, 0 before training. Its score says how much the place stands out among its neighbours,
-alike in all views, as the repeatability of R2D2 does (Revaud et al., NeurIPS 2019). R2D2's other factor, how likely a
-descriptor is to match, was learned and dropped: on validation captures key points were found again and matched less
-often with it.
+correction to the dense feature, 0 before training. Its score is whether the place lies on what was captured (inside),
+times how much it stands out among its neighbours, alike in all views (distinct), as the repeatability of R2D2 does
+(Revaud et al., NeurIPS 2019). R2D2's other factor, how likely a descriptor is to match, was tried in place of the
+first: on validation captures key points were found again and matched less often with it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import gelu, interpolate, normalize, pixel_shuffle
+from torch.nn.functional import gelu, interpolate, normalize
 
 from condense.links import LinkedView
 from condense.model import Model, load_model, save_model
@@ -24,10 +24,9 @@ from condense.voxels import VoxelScene
 
 
 class ImageHead(nn.Module):
-    """Dense features and the image itself -> descriptors at half the image's resolution, and scores at the whole.
+    """Dense features and the image itself -> descriptors and scores at half the image's resolution.
 
     A small U-Net over the image takes in the dense features half way down: they say what a place is, the image where.
-    Each of its cells scores its 2 x 2 pixels, as SuperPoint's do (DeTone et al. 2018).
 
     Args:
         dim: channels of the dense features, and of the descriptors.
@@ -42,11 +41,11 @@ class ImageHead(nn.Module):
         self.dense, self.bottom = nn.Conv2d(dim, middle, 1), Residual(coarse, coarse)
         self.sides = nn.ModuleList([nn.Conv2d(coarse, middle, 1), nn.Conv2d(middle, fine, 1)])
         self.up = nn.ModuleList([Residual(middle, middle), Residual(fine, fine)])
-        self.correction, self.score = nn.Conv2d(fine, dim, 1), nn.Conv2d(fine, 4, 1)
+        self.correction, self.score = nn.Conv2d(fine, dim, 1), nn.Conv2d(fine, 2, 1)
         _start_neutral(self.correction, self.score)
 
     def forward(self, images: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-        """Descriptors [B, D, H/2, W/2], unit length, and logits [B, H, W] of the scores.
+        """Descriptors [B, D, H/2, W/2], unit length, and logits [B, 2, H/2, W/2] (inside, distinct).
 
         Args:
             images: [B, 3, H, W] float in [0, 1].
@@ -59,7 +58,7 @@ class ImageHead(nn.Module):
         coarse = self.bottom(self.down[2](middle))
         middle = self.up[0](middle + _resized(self.sides[0](coarse), middle))
         fine = self.up[1](fine + _resized(self.sides[1](middle), fine))
-        return normalize(_resized(dense, fine) + self.correction(fine), dim=1), pixel_shuffle(self.score(fine), 2)[:, 0]
+        return normalize(_resized(dense, fine) + self.correction(fine), dim=1), self.score(fine)
 
 
 class Residual(nn.Module):
@@ -89,20 +88,25 @@ class VoxelHead(nn.Module):
 
     def __init__(self, dim: int, width: int = 128) -> None:
         super().__init__()
-        self.hidden, self.correction, self.score = nn.Linear(dim, width), nn.Linear(width, dim), nn.Linear(width, 1)
+        self.hidden, self.correction, self.score = nn.Linear(dim, width), nn.Linear(width, dim), nn.Linear(width, 2)
         _start_neutral(self.correction, self.score)
 
     def forward(self, dense: Tensor) -> tuple[Tensor, Tensor]:
-        """Descriptors [N, D], unit length, and logits [N] of the scores, of dense features [N, D]."""
+        """Descriptors [N, D], unit length, and logits [N, 2] of dense features [N, D]."""
         dense = normalize(dense, dim=1)
         hidden = gelu(self.hidden(dense * dense.shape[1] ** 0.5))
-        return normalize(dense + self.correction(hidden), dim=1), self.score(hidden)[:, 0]
+        return normalize(dense + self.correction(hidden), dim=1), self.score(hidden)
 
 
 def _start_neutral(*layers: nn.Conv2d | nn.Linear) -> None:
     for layer in layers:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+
+def keypoint_score(logits: Tensor) -> Tensor:
+    """Scores [...] in [0, 1] of logits [..., 2]: inside times distinct."""
+    return logits.sigmoid().prod(dim=-1)
 
 
 class SparseModel(nn.Module):

@@ -23,29 +23,6 @@ from condense.rayoperator import RayOperator, stack_operators
 from condense.sparse import view_weights
 from condense.voxels import Turn, VoxelBatch, VoxelScene, batch_scenes, cell_means, random_turn
 
-PATCH = 32  # voxels of a patch: some 6 x 6 of a surface
-
-
-@dataclass(frozen=True)
-class Patches:
-    """Voxels that at least two views see, with their nearest such neighbours.
-
-    Args:
-        pixels: [P, PATCH, V, 2] where they show in their capture's views (x, y).
-        weights: [P, PATCH, V] as of the samples.
-        owner: [P] the number of the capture.
-        rows: [P, PATCH] in the first copies of the scenes; -1 for captures without a scene here.
-    """
-
-    pixels: Tensor
-    weights: Tensor
-    owner: Tensor
-    rows: Tensor
-
-    def to(self, target: Any) -> Patches:
-        """The same patches on another device."""
-        return Patches(*(getattr(self, f.name).to(target) for f in dataclasses.fields(self)))
-
 
 @dataclass(frozen=True)
 class SparseBatch:
@@ -63,7 +40,6 @@ class SparseBatch:
             and cropped otherwise.
         visible: [M] 1 where the 3D network sees the colour.
         operator: [rows, N] of all views of the captures with scenes, over the voxels of the first copies.
-        patches: neighbouring voxels, where the score should peak.
         samples: [S] the samples' rows in the first copies; -1 for captures without a scene here,
         twins: and in the second ones; -1 also for a voxel that was cropped away.
         target: [N, D] lifted features of the first copies.
@@ -77,7 +53,6 @@ class SparseBatch:
     weights: Tensor
     owner: Tensor
     places: Tensor
-    patches: Patches
     voxels: VoxelBatch
     visible: Tensor
     operator: RayOperator
@@ -88,7 +63,7 @@ class SparseBatch:
 
     def to(self, target: Any) -> SparseBatch:
         """The same batch on another device."""
-        moved = ("pixels", "weights", "owner", "places", "patches", "voxels", "visible", "operator", "samples", "twins")
+        moved = ("pixels", "weights", "owner", "places", "voxels", "visible", "operator", "samples", "twins")
         return dataclasses.replace(
             self,
             images=[image.to(target) for image in self.images],
@@ -110,25 +85,14 @@ def draw_sparse(captures: Sequence[Links], params: SparseParams, seed: int, step
     colours = [_repainted(scene, rng, params) for scene in scenes]
     first = np.cumsum([0, *(len(scene) for scene in scenes)])
     parts: list[tuple[Tensor, ...]] = []
-    patches: list[Patches] = []
     for number, (links, some) in enumerate(zip(chosen, views, strict=True)):
-        seen = view_weights(links.scene, some)
-        rows, pixels, weights = co_visible(*seen, params.samples, rng)
-        around = draw_patches(links.scene, *seen, params.patches, rng)
+        rows, pixels, weights = co_visible(links, some, params.samples, rng)
         samples = twins = torch.full((len(rows),), -1)
         if number < len(solid):
             kept = copies[number][1]
             samples = rows + int(first[number])
             place = torch.cumsum(kept, 0)[rows] - 1 + int(first[len(solid) + number])
             twins = torch.where(kept[rows], place, -1)
-        patches.append(
-            Patches(
-                seen[0][around],
-                seen[1][around],
-                torch.full((len(around),), number),
-                around + int(first[number]) if number < len(solid) else torch.full_like(around, -1),
-            )
-        )
         owner = torch.full((len(rows),), number)
         parts.append((pixels, weights, owner, links.scene.coords[rows].float(), samples, twins))
     pixels, weights, owner, places, samples, twins = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -141,7 +105,6 @@ def draw_sparse(captures: Sequence[Links], params: SparseParams, seed: int, step
         weights=weights,
         owner=owner,
         places=places,
-        patches=_joined(patches),
         voxels=dataclasses.replace(voxels, colour=cell_means(torch.cat(colours), voxels.rows, len(voxels.coords))),
         visible=_visible(voxels, rng, params.hide_colour),
         operator=stack_operators(stacked),
@@ -164,36 +127,15 @@ def draw_views(links: Links, count: int, rng: np.random.Generator) -> list[Linke
     return [links.views[i] for i in np.resize(order, count)]
 
 
-def _joined(patches: Sequence[Patches]) -> Patches:
-    columns = ([getattr(part, field.name) for part in patches] for field in dataclasses.fields(Patches))
-    return Patches(*map(torch.cat, columns))
-
-
-def draw_patches(scene: VoxelScene, pixels: Tensor, weights: Tensor, count: int, rng: np.random.Generator) -> Tensor:
-    """[P, PATCH] rows of random voxels that at least two views see, each with its nearest such neighbours.
-
-    None where fewer than PATCH are seen. Arguments as of `co_visible`.
-    """
-    possible = torch.nonzero(weights.topk(2, dim=1).values[:, 1] > 0)[:, 0]
-    if len(possible) < PATCH:
-        return possible.new_zeros(0, PATCH)
-    places = scene.coords[possible].float()
-    anchors = torch.from_numpy(rng.permutation(len(possible))[:count])
-    return possible[torch.cdist(places[anchors], places).topk(PATCH, largest=False).indices]
-
-
-def co_visible(pixels: Tensor, weights: Tensor, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def co_visible(
+    links: Links, views: Sequence[LinkedView], count: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """Up to `count` voxels that at least two views see, more likely the more they weigh in the second of them.
 
-    Args:
-        pixels: [N, V, 2] where the scene's voxels show.
-        weights: [N, V], see `view_weights`.
-        count: at most.
-        rng: draws them.
-
     Returns:
-        rows [S] of the scene's voxels, and their pixels and weights.
+        rows [S] of the scene's voxels; pixels [S, V, 2] where they show; weights [S, V], see `view_weights`.
     """
+    pixels, weights = view_weights(links.scene, views)
     shared = weights.topk(2, dim=1).values[:, 1]
     possible = torch.nonzero(shared > 0)[:, 0].numpy()
     share = shared[possible].double().numpy()

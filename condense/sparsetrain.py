@@ -4,9 +4,10 @@ Terms, of a pixel u of one view, the same place t carried to the voxels from the
 
 - `match`: InfoNCE between the descriptors of u and t, every view asking in turn; v finds u and t among those of all
   captures; v finds its other copy (turned, recoloured, cropped). Next neighbours do not repel each other;
-- `distinct`: the score looks alike in patches around a place as one view shows them, as the others do, and among the
-  voxels, and peaks there: cosine similarity and peakiness, as R2D2 (Revaud et al., NeurIPS 2019) has them between two
-  images; it is 0 beside the object, where there is a mask;
+- `inside`: the score's first factor is 1 at u and v, and 0 beside the object where there is a mask (binary
+  cross-entropy);
+- `distinct`: the second factor looks alike around u, t and v, and peaks: cosine similarity and peakiness of patches,
+  as R2D2 (Revaud et al., NeurIPS 2019) has them between two images;
 - `lift`: 2D and 3D scores agree through the ray operator: voxels with the mean of the 2D scores that the operator's
   transpose carries to them, and rendered voxels with the 2D scores;
 - `dense`: agreement and voxel targets of dense pre-training, which keep the 3D network what it is.
@@ -28,7 +29,6 @@ from torch.nn.functional import (
     cross_entropy,
     l1_loss,
     normalize,
-    one_hot,
 )
 
 from condense.devices import device_of, open_device
@@ -41,11 +41,12 @@ from condense.model import batch_features, load_model, recalibrate
 from condense.params import SparseParams
 from condense.paths import write_atomically
 from condense.pretrain import load_checkpoint, save_checkpoint, warmup_cosine
-from condense.sparse import SparseModel, save_sparse
+from condense.sparse import SparseModel, keypoint_score, save_sparse
 from condense.sparsebatch import SparseBatch, draw_sparse
 
 NEAR = 1.8  # voxels; samples closer than that do not repel each other
-Maps = list[tuple[Tensor, Tensor, Tensor]]  # of each image: dense, descriptors, logits
+PATCH, ANCHORS = 12, 16  # samples of a patch of the term "distinct", and patches of a capture
+Maps = list[tuple[Tensor, Tensor, Tensor]]  # of each image: dense [D, h, w], descriptors [D, H, W], logits [2, H, W]
 
 
 def sparse_losses(
@@ -55,7 +56,7 @@ def sparse_losses(
     features = batch_features(model.dense.net3d, batch.voxels, batch.visible)  # [N of both copies, D]
     described, voxel_logits = model.voxel_head(features)
     maps = image_maps(model, batch.images)
-    descriptors = sampled(maps, batch)  # [S, V, D]
+    descriptors, logits = sampled(maps, batch)  # [S, V, D], [S, V, 2]
     near = too_near(batch)
     solid, here, each = (
         batch.samples >= 0,
@@ -73,13 +74,23 @@ def sparse_losses(
         finding(voxel, lifted, solid, near, params.temperature),
         info_nce(described[batch.samples[here]], twin, params.temperature, near[here][:, here]),
     ]
-    scores2d = [_cells(m[2].sigmoid(), size) for m, size in zip(maps, batch.cells, strict=True)]
+    patches, solid_patches = draw_patches(batch, generator)
+    scores = logits.sigmoid()
+    distinct = [scores[each, closest, 1], weighted(scores, batch.weights)[:, 1]]
+    distinct3d = voxel_logits[batch.samples.clamp_min(0), 1].sigmoid()
+    scores2d = [_cells(keypoint_score(m[2].movedim(0, -1)), size) for m, size in zip(maps, batch.cells, strict=True)]
     dense2d = [m[0].flatten(1).T for m in maps]
     views = _views_with_scene(batch)
     return {
         "match": torch.stack(matches).mean(),
-        "distinct": distinctness(maps, voxel_logits, batch) + beside(maps, batch),
-        "lift": score_agreement(voxel_logits[: batch.operator.voxels].sigmoid(), torch.cat(scores2d[:views]), batch),
+        "inside": told(logits[batch.weights > 0][:, 0], 1)
+        + told(voxel_logits[batch.samples[solid], 0], 1)
+        + told(beside(maps, batch), 0),
+        "distinct": distinct_loss([values[patches] for values in distinct])
+        + distinct_loss([values[solid_patches] for values in (*distinct, distinct3d)]),
+        "lift": score_agreement(
+            keypoint_score(voxel_logits[: batch.operator.voxels]), torch.cat(scores2d[:views]), batch
+        ),
         "dense": dense_loss(features[: batch.operator.voxels], torch.cat(dense2d[:views]), batch, params, generator),
     }
 
@@ -125,22 +136,19 @@ def _cells(score: Tensor, cells: tuple[int, int]) -> Tensor:
     return adaptive_avg_pool2d(score[None, None], cells).flatten()
 
 
-def sampled(maps: Maps, batch: SparseBatch) -> Tensor:
-    """Descriptors [S, V, D], unit length, where each sample shows in its capture's views."""
-    return normalize(across_views([m[1] for m in maps], batch, batch.pixels, batch.owner), dim=-1)
-
-
-def across_views(maps: Sequence[Tensor], batch: SparseBatch, pixels: Tensor, owner: Tensor) -> Tensor:
-    """[S, V, D] values of each image's map [D, H, W] at the pixels [S, V, 2] of captures `owner` [S], in order."""
-    count, found = pixels.shape[1], []
+def sampled(maps: Maps, batch: SparseBatch) -> tuple[Tensor, Tensor]:
+    """Descriptors [S, V, D], unit length, and logits [S, V, 2] where each sample shows in its capture's views."""
+    count, found = batch.pixels.shape[1], []
     for number in range(len(maps) // count):
-        at = pixels[owner == number]
+        pixels = batch.pixels[batch.owner == number]
         columns = []
         for place in range(count):
+            _, descriptors, logits = maps[number * count + place]
             height, width = batch.images[number * count + place].shape[1:]
-            columns.append(sample_map(maps[number * count + place], at[:, place], (width, height)))
+            columns.append(sample_map(torch.cat([descriptors, logits]), pixels[:, place], (width, height)))
         found.append(torch.stack(columns, dim=1))
-    return torch.cat(found)
+    values = torch.cat(found)
+    return normalize(values[..., :-2], dim=-1), values[..., -2:]
 
 
 def weighted(values: Tensor, weights: Tensor) -> Tensor:
@@ -170,25 +178,32 @@ def finding(voxel: Tensor, other: Tensor, solid: Tensor, near: Tensor, temperatu
     return cross_entropy(logits, torch.nonzero(solid)[:, 0])
 
 
+def told(logits: Tensor, truth: int) -> Tensor:
+    """Binary cross-entropy of logits [N] that are all to say `truth`, 0 or 1; 0 without any."""
+    return binary_cross_entropy_with_logits(logits, torch.full_like(logits, truth)) if len(logits) else logits.sum()
+
+
 def beside(maps: Maps, batch: SparseBatch) -> Tensor:
-    """Binary cross-entropy of the score against 0 in the cells outside the images' masks; 0 without such cells."""
-    logits = torch.cat([_cells(m[2], size) for m, size in zip(maps, batch.cells, strict=True)])
-    logits = logits[~torch.cat(batch.inside)]
-    return binary_cross_entropy_with_logits(logits, torch.zeros_like(logits)) if len(logits) else logits.sum()
+    """The logits "inside" of the cells outside the images' masks."""
+    logits = torch.cat([_cells(m[2][0], size) for m, size in zip(maps, batch.cells, strict=True)])
+    return logits[~torch.cat(batch.inside)]
 
 
-def distinctness(maps: Maps, voxel_logits: Tensor, batch: SparseBatch) -> Tensor:
-    """`distinct_loss` of the patches as one view shows them, as the others do, and as the voxels say."""
-    around = batch.patches
-    count, size, views = around.weights.shape
-    pixels, owner = around.pixels.flatten(0, 1), around.owner.repeat_interleave(size)
-    scores = across_views([m[2][None] for m in maps], batch, pixels, owner).view(count, size, views).sigmoid()
-    best = one_hot(around.weights.argmax(2), views)  # the view that shows a voxel best
-    others = around.weights * (1 - best)
-    seen = [(scores * best).sum(2), (scores * others).sum(2) / others.sum(2).clamp_min(1e-6)]
-    solid = around.rows[:, 0] >= 0
-    in_3d = voxel_logits[around.rows[solid]].sigmoid()
-    return distinct_loss(seen) + distinct_loss([*(values[solid] for values in seen), in_3d])
+def draw_patches(batch: SparseBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """[P, PATCH] rows of samples: random ones, each with its nearest neighbours in the same scene.
+
+    Returns:
+        All patches, and those of captures whose scene is there.
+    """
+    patches = [batch.samples.new_zeros(0, PATCH)]
+    for number in batch.owner.unique():
+        rows = torch.nonzero(batch.owner == number)[:, 0]
+        if len(rows) >= PATCH:
+            anchors = rows[torch.randperm(len(rows), generator=generator)[:ANCHORS]]
+            distance = torch.cdist(batch.places[anchors], batch.places[rows])
+            patches.append(rows[distance.topk(PATCH, largest=False).indices])
+    every = torch.cat(patches)
+    return every, every[batch.samples[every[:, 0]] >= 0]
 
 
 def distinct_loss(patches: Sequence[Tensor]) -> Tensor:

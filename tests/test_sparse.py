@@ -9,32 +9,25 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 from toys import tiny_teacher, toy_links
 
-from condense.extraction import (
-    SEEN,
-    best_of_cells,
-    condense_scene,
-    condense_views,
-    detect_image,
-    detect_images,
-    lift_views,
-)
+from condense.extraction import SEEN, condense_scene, condense_views, detect_image, detect_images, lift_views
 from condense.links import save_links
 from condense.losses import info_nce
 from condense.model import new_model, save_model, voxel_features
 from condense.params import SparseParams
-from condense.sparse import SparseModel, load_sparse, save_sparse, view_weights
-from condense.sparsebatch import PATCH, co_visible, cropped, draw_patches, draw_sparse, draw_views
+from condense.sparse import SparseModel, keypoint_score, load_sparse, save_sparse
+from condense.sparsebatch import co_visible, cropped, draw_sparse, draw_views
 from condense.sparsetrain import (
     beside,
     between_views,
     distinct_loss,
-    distinctness,
+    draw_patches,
     finding,
     image_maps,
     make_optimizer,
     sampled,
     score_agreement,
     sparse_losses,
+    told,
     too_near,
     train_sparse,
     train_step,
@@ -68,7 +61,12 @@ def test_untrained_descriptors_are_the_dense_features(model, captures):
     dense = voxel_features(model.dense.net3d, [scene])[0]
     descriptors, logits = model.voxel_head(dense)
     assert torch.allclose(descriptors, normalize(dense, dim=1), atol=1e-6)
-    assert torch.equal(logits, torch.zeros(len(scene)))
+    assert torch.equal(keypoint_score(logits), torch.full((len(scene),), 0.25))
+
+
+def test_a_score_is_inside_times_distinct():
+    logits = torch.tensor([[0.0, 0.0], [30.0, 30.0], [30.0, -30.0]])
+    assert torch.allclose(keypoint_score(logits), torch.tensor([0.25, 1.0, 0.0]), atol=1e-6)
 
 
 def test_the_model_comes_back_as_it_was_saved(model, captures, tmp_path):
@@ -82,7 +80,7 @@ def test_sampled_voxels_show_their_own_colour_where_they_weigh(captures):
     links = captures[1]
     rng = np.random.default_rng(0)
     views = draw_views(links, 3, rng)
-    every, where, weights = co_visible(*view_weights(links.scene, views), 64, rng)
+    every, where, weights = co_visible(links, views, 64, rng)
     assert len(every) == len(every.unique()) == len(where) and len(every) > 20
     assert bool(((weights > 0).sum(1) >= 2).all())
     for number, view in enumerate(views):
@@ -149,55 +147,19 @@ def test_equal_scores_agree_through_the_operator(batch):
     assert score_agreement(torch.full((voxels,), 0.3), torch.full((rows,), 0.4), batch) == pytest.approx(0.2, abs=1e-4)
 
 
-def test_patches_are_the_nearest_of_what_two_views_see(captures):
-    scene, views = captures[0].scene, captures[0].views[:3]
-    pixels, weights = view_weights(scene, views)
-    patches = draw_patches(scene, pixels, weights, 5, np.random.default_rng(0))
-    assert patches.shape == (5, PATCH) and len(patches[:, 0].unique()) == 5
-    seen = torch.nonzero((weights > 0).sum(1) >= 2)[:, 0]
-    for patch in patches:
-        distance = (scene.coords[seen] - scene.coords[patch[0]]).float().norm(dim=1)
-        mine = (scene.coords[patch] - scene.coords[patch[0]]).float().norm(dim=1)
-        assert torch.equal(mine, distance.sort().values[:PATCH]) and bool(torch.isin(patch, seen).all())
-    assert draw_patches(scene, pixels[:3], weights[:3], 5, np.random.default_rng(0)).shape == (0, PATCH)
-
-
-def test_patches_of_a_batch_are_the_voxels_of_its_scenes(batch):
-    around = batch.patches
-    solid = around.rows[:, 0] >= 0
-    assert 0 < int(solid.sum()) < len(solid) and bool((around.rows[solid] >= 0).all())
-    rows, pixels = around.rows[solid].flatten(), around.pixels[solid].flatten(0, 1)
-    same = rows[:, None] == batch.samples  # voxels that are samples too show in the same places
-    patch, sample = torch.nonzero(same).T
-    assert len(patch) > 5 and torch.equal(pixels[patch], batch.pixels[sample])
-
-
-def test_distinctness_is_least_where_all_views_and_voxels_peak_alike(batch):
-    """Maps and voxels that score a bright spot in space against ones that score all the same, or each its own spot."""
-    around = batch.patches
-    middle = torch.zeros(batch.operator.voxels)
-    middle[around.rows[around.rows[:, 0] >= 0][:, 0]] = 8.0
-
-    def term(peaks, voxel):
-        maps = [(torch.zeros(0), torch.zeros(0), peak) for peak in peaks]
-        return float(distinctness(maps, voxel - 4, batch))
-
-    flat = [torch.zeros(image.shape[1:]) for image in batch.images]
-    own = [8 * torch.rand(m.shape, generator=torch.Generator().manual_seed(n)) - 4 for n, m in enumerate(flat)]
-    shown = [m - 4 for m in flat]
-    for patch in range(len(around.owner)):
-        for view in range(around.pixels.shape[2]):
-            x, y = around.pixels[patch, 0, view].long().tolist()
-            m = shown[int(around.owner[patch]) * around.pixels.shape[2] + view]
-            if 0 <= x < m.shape[1] and 0 <= y < m.shape[0]:
-                m[y, x] = 4.0
-    assert term(shown, middle) < term(own, middle) and term(shown, middle) < term(flat, torch.zeros_like(middle))
+def test_patches_stay_within_a_scene_and_are_near(batch):
+    patches, solid = draw_patches(batch, torch.Generator().manual_seed(0))
+    assert 0 < len(solid) < len(patches) and bool((batch.samples[solid] >= 0).all())
+    assert patches.shape[1] == 12 and len(patches) > 10
+    assert bool((batch.owner[patches] == batch.owner[patches[:, :1]]).all())
+    spread = (batch.places[patches] - batch.places[patches[:, :1]]).norm(dim=2).amax(1).mean()
+    assert spread < 0.6 * batch.places.std(0).norm() * 2
 
 
 def test_every_part_gets_a_gradient(model, batch):
     model.train()
     terms = sparse_losses(model, batch, SMALL, torch.Generator().manual_seed(0))
-    assert set(terms) == {"match", "distinct", "lift", "dense"}
+    assert set(terms) == {"match", "inside", "distinct", "lift", "dense"}
     assert all(getattr(SMALL, f"{name}_weight") > 0 for name in terms)
     torch.stack(list(terms.values())).sum().backward()
     assert all(p.grad is None for p in model.dense.student.parameters())
@@ -211,7 +173,7 @@ def test_the_match_term_by_hand(model, batch):
         batch.voxels.rows
     ]
     voxel = model.voxel_head(features)[0]
-    views = sampled(image_maps(model, batch.images), batch)
+    views, _ = sampled(image_maps(model, batch.images), batch)
     near, here, solid = too_near(batch), batch.twins >= 0, batch.samples >= 0
     own, t = voxel[batch.samples[solid]], SMALL.temperature
     best = torch.stack([view[weight.argmax()] for view, weight in zip(views, batch.weights, strict=True)])
@@ -225,15 +187,14 @@ def test_the_match_term_by_hand(model, batch):
 
 def test_every_view_asks_the_others(model, batch):
     """The term between views, put together view by view; a place that only one view shows is not asked for."""
-    views = sampled(image_maps(model, batch.images), batch)
+    views, _ = sampled(image_maps(model, batch.images), batch)
     near, terms = too_near(batch), []
     for place in range(views.shape[1]):
         others = [v for v in range(views.shape[1]) if v != place]
         rows = (batch.weights[:, place] > 0) & (batch.weights[:, others] > 0).any(1)
         lifted = normalize((views[rows][:, others] * batch.weights[rows][:, others, None]).sum(1), dim=1)
         terms.append(info_nce(views[rows, place], lifted, 0.1, near[rows][:, rows]))
-    match = between_views(views, batch, near, 0.1)
-    assert torch.allclose(match, torch.stack(terms).mean(), atol=1e-5)
+    assert torch.allclose(between_views(views, batch, near, 0.1), torch.stack(terms).mean(), atol=1e-5)
 
 
 def test_finding_by_hand():
@@ -259,11 +220,11 @@ def test_scores_and_descriptors_of_images_are_carried_to_the_voxels(model, captu
     links = captures[0]
     torch.nn.init.zeros_(model.image_head.correction.weight)
     model.image_head.correction.bias.data = 1e6 * torch.nn.functional.one_hot(torch.tensor(3), 16).float()
-    model.image_head.score.bias.data = torch.full((4,), 1.0)  # of the 4 pixels of a cell
+    model.image_head.score.bias.data = torch.tensor([30.0, 0.0])
     descriptors, scores, seen = lift_views(model, links.scene, links.views)
     known = seen > SEEN
     assert int(known.sum()) > 0
-    assert torch.allclose(scores[known], torch.tensor(1.0).sigmoid(), atol=1e-4)
+    assert torch.allclose(scores[known], torch.tensor(0.5), atol=1e-4)
     assert torch.allclose(descriptors[known][:, 3], torch.tensor(1.0), atol=1e-4)
     points = condense_views(model, links.scene, links.views[:1], 40)
     hidden = lift_views(model, links.scene, links.views[:1])[2] <= SEEN
@@ -299,23 +260,15 @@ def test_training_makes_pixels_find_their_voxels(captures, tmp_path):
     assert np.mean(history[-5:]) < np.mean(history[:5]) - 1
 
 
-def test_scores_are_zero_beside_the_object():
-    """Cross-entropy against 0 of the cells outside the mask, by hand: log(1 + e^logit)."""
+def test_inside_is_told_by_the_mask():
+    """Cross-entropy of the cells outside the mask against 0, by hand: log(1 + e^logit)."""
     batch = SimpleNamespace(cells=[(2, 2)], inside=[torch.tensor([True, True, False, False])])
-    logits = torch.tensor([[9.0, 9, 9, 9], [9, 9, 9, 9], [0, 0, 2, 2], [0, 0, 2, 2]])
-    expected = (np.log(2) + np.log(1 + np.exp(2))) / 2
-    assert float(beside([(logits, logits, logits)], batch)) == pytest.approx(expected, abs=1e-5)
-    batch.inside = [torch.ones(4, dtype=torch.bool)]
-    assert float(beside([(logits, logits, logits)], batch)) == 0
-
-
-def test_each_cell_offers_its_best_pixel():
-    score = torch.zeros(4, 6)
-    score[1, 0], score[2, 5] = 0.9, 0.7
-    places, strength = best_of_cells(score, (6, 4))
-    assert strength.tolist() == pytest.approx([0.9, 0, 0, 0, 0, 0.7])
-    assert places[0].tolist() == [0.5, 1.5] and places[5].tolist() == [5.5, 2.5]
-    assert best_of_cells(score, (12, 8))[0][5].tolist() == [11.0, 5.0]
+    first = torch.tensor([[9.0, 9, 9, 9], [9, 9, 9, 9], [0, 0, 2, 2], [0, 0, 2, 2]])
+    logits = beside([(first, first, torch.stack([first, -first]))], batch)
+    assert logits.tolist() == [0, 2]
+    assert float(told(logits, 0)) == pytest.approx((np.log(2) + np.log(1 + np.exp(2))) / 2, abs=1e-5)
+    assert float(told(logits, 1)) == pytest.approx((np.log(2) + np.log(1 + np.exp(-2))) / 2, abs=1e-5)
+    assert float(told(logits[:0], 0)) == 0
 
 
 def test_key_points_of_an_image_lie_on_its_mask(model, captures):
