@@ -184,7 +184,7 @@ class SparseParams:
     samples: int = 96  # voxels of a capture
     temperature: float = 0.07
     match_weight: float = 4.0
-    inside_weight: float = 0.2
+    reliable_weight: float = 0.2
     distinct_weight: float = 0.2
     lift_weight: float = 0.2
     dense_weight: float = 0.1

@@ -24,7 +24,7 @@ class Answer:
     Args:
         name: of the scene.
         score: in [0, 1], how likely it is the right one: a logistic function of `features`.
-        similarity: see `local_similarity`.
+        similarity: mean over the query's key points of the highest cosine with one of the scene's.
         features: [4] similarity; margin, by which it ranks before the best other scene (negative: behind);
             fit; log(1 + inliers). The last two are 0 for a scene that was not verified. Fit is the agreement of an
             image's key points with the scene's (`posesearch.agreement`), the share of matches between two scenes that
@@ -70,21 +70,10 @@ def coarse_similarity(query: Tensor, pooled: Tensor) -> Tensor:
 
 
 def local_similarity(query: Tensor, stores: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Similarity [S] of key points [Q, D] to each of S scenes, descriptors [K_s, D], and all cosines [K_s, Q].
-
-    It is the sum of the cosines of mutual nearest neighbours, by Q: each key point of a scene answers for one of the
-    query's. On validation captures it found the right scene first more often than the mean of the highest cosines.
-    """
+    """Similarity [S] of key points [Q, D] to each of S scenes, descriptors [K_s, D], and all cosines [K_s, Q]."""
     bank = torch.cat(list(stores)).float()
     cosines = (bank @ query.T).split([len(store) for store in stores])
-    return torch.stack([_mutual(cosine) for cosine in cosines]), list(cosines)
-
-
-def _mutual(cosine: Tensor) -> Tensor:
-    """Of a [K, Q] table of cosines."""
-    best, row = cosine.max(dim=0)
-    mutual = cosine.argmax(dim=1)[row] == torch.arange(len(row))
-    return (best * mutual).mean()
+    return torch.stack([cosine.amax(dim=0).mean() for cosine in cosines]), list(cosines)
 
 
 def calibrate(features: ArrayLike, correct: ArrayLike) -> list[float]:

@@ -1,7 +1,7 @@
 """What can be asked of condensed scenes, wherever they are kept.
 
-A query takes two steps. A shortlist: every scene's few pooled vectors against the query's. Then key points: mutual
-nearest neighbours between the query's and those of each scene of the shortlist; matches with the most similar few are
+A query takes two steps. A shortlist: every scene's few pooled vectors against the query's. Then key points: each of
+the query's finds its most similar in each scene of the shortlist; mutual matches with the most similar few are
 verified by geometry, PnP for an image and a rigid alignment for a scene. Nothing is trained or fitted to a scene at
 query time. Not differentiable.
 """
@@ -54,7 +54,7 @@ class SceneQueries(ABC):
         shortlist: int = 50,
         verify: int = 2,
         max_error: float = 0.03,
-        weight: float = 0.02,
+        weight: float = 0.1,
         seed: int = 0,
     ) -> list[Answer]:
         """The scenes that an image may show, best first; [] for an image with no key points.

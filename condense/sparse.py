@@ -1,10 +1,9 @@
 """Sparse features: heads on both networks that score and describe key points.
 
 A pixel and the voxel it shows get descriptors near each other in the space that the dense features share: a head adds a
-correction to the dense feature, 0 before training. Its score is whether the place lies on what was captured (inside),
-times how much it stands out among its neighbours, alike in all views (distinct), as the repeatability of R2D2 does
-(Revaud et al., NeurIPS 2019). R2D2's other factor, how likely a descriptor is to match, was tried in place of the
-first: on validation captures key points were found again and matched less often with it.
+correction to the dense feature, 0 before training. Its score says how well the place can be found again: how likely its
+descriptor is to match (reliable), times how much it stands out among its neighbours (distinct), as in R2D2 (Revaud et
+al., NeurIPS 2019).
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class ImageHead(nn.Module):
         _start_neutral(self.correction, self.score)
 
     def forward(self, images: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-        """Descriptors [B, D, H/2, W/2], unit length, and logits [B, 2, H/2, W/2] (inside, distinct).
+        """Descriptors [B, D, H/2, W/2], unit length, and logits [B, 2, H/2, W/2] (reliable, distinct).
 
         Args:
             images: [B, 3, H, W] float in [0, 1].
@@ -105,7 +104,7 @@ def _start_neutral(*layers: nn.Conv2d | nn.Linear) -> None:
 
 
 def keypoint_score(logits: Tensor) -> Tensor:
-    """Scores [...] in [0, 1] of logits [..., 2]: inside times distinct."""
+    """Scores [...] in [0, 1] of logits [..., 2]: reliable times distinct."""
     return logits.sigmoid().prod(dim=-1)
 
 

@@ -4,8 +4,8 @@ Terms, of a pixel u of one view, the same place t carried to the voxels from the
 
 - `match`: InfoNCE between the descriptors of u and t, every view asking in turn; v finds u and t among those of all
   captures; v finds its other copy (turned, recoloured, cropped). Next neighbours do not repel each other;
-- `inside`: the score's first factor is 1 at u and v, and 0 beside the object where there is a mask (binary
-  cross-entropy);
+- `reliable`: the score's first factor is the probability that the descriptor matches (binary cross-entropy), and 0
+  beside the object where there is a mask;
 - `distinct`: the second factor looks alike around u, t and v, and peaks: cosine similarity and peakiness of patches,
   as R2D2 (Revaud et al., NeurIPS 2019) has them between two images;
 - `lift`: 2D and 3D scores agree through the ray operator: voxels with the mean of the 2D scores that the operator's
@@ -58,6 +58,7 @@ def sparse_losses(
     maps = image_maps(model, batch.images)
     descriptors, logits = sampled(maps, batch)  # [S, V, D], [S, V, 2]
     near = too_near(batch)
+    views_match, views_reliable, chance = between_views(descriptors, logits, batch, near, params.temperature)
     solid, here, each = (
         batch.samples >= 0,
         batch.twins >= 0,
@@ -69,7 +70,7 @@ def sparse_losses(
     lifted = normalize(weighted(descriptors, batch.weights), dim=1).detach()
     voxel, twin = described[batch.samples[solid]], described[batch.twins[here]]
     matches = [
-        between_views(descriptors, batch, near, params.temperature),
+        views_match,
         finding(voxel, pixel, solid, near, params.temperature),
         finding(voxel, lifted, solid, near, params.temperature),
         info_nce(described[batch.samples[here]], twin, params.temperature, near[here][:, here]),
@@ -83,9 +84,9 @@ def sparse_losses(
     views = _views_with_scene(batch)
     return {
         "match": torch.stack(matches).mean(),
-        "inside": told(logits[batch.weights > 0][:, 0], 1)
-        + told(voxel_logits[batch.samples[solid], 0], 1)
-        + told(beside(maps, batch), 0),
+        "reliable": views_reliable
+        + binary_cross_entropy_with_logits(voxel_logits[batch.samples[solid], 0], chance[solid])
+        + beside(maps, batch),
         "distinct": distinct_loss([values[patches] for values in distinct])
         + distinct_loss([values[solid_patches] for values in (*distinct, distinct3d)]),
         "lift": score_agreement(
@@ -95,24 +96,37 @@ def sparse_losses(
     }
 
 
-def between_views(descriptors: Tensor, batch: SparseBatch, near: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of each view in turn asking where the others show what it shows; mean over the views.
+def between_views(
+    descriptors: Tensor, logits: Tensor, batch: SparseBatch, near: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each view in turn asks where the others show what it shows.
 
     Args:
         descriptors: [S, V, D], unit length.
+        logits: [S, V, 2].
         batch: with the weights of the samples in the views.
         near: [S, S] pairs that do not repel each other.
         temperature: of the softmax.
+
+    Returns:
+        InfoNCE and binary cross-entropy of "reliable", means over the views; and [S] the probability that a sample
+        matches, mean over the views that it was asked in.
     """
-    matches = []
-    for place in range(descriptors.shape[1]):
+    matches, reliable = [], []
+    chance, asked = logits.new_zeros(len(logits)), logits.new_zeros(len(logits))
+    for place in range(logits.shape[1]):
         others = batch.weights.clone()
         others[:, place] = 0
         rows = torch.nonzero((batch.weights[:, place] > 0) & (others.amax(1) > 0))[:, 0]
         if len(rows):
+            pixel, apart = descriptors[rows, place], near[rows][:, rows]
             lifted = normalize(weighted(descriptors[rows], others[rows]), dim=1)
-            matches.append(info_nce(descriptors[rows, place], lifted, temperature, near[rows][:, rows]))
-    return torch.stack(matches).mean()
+            matches.append(info_nce(pixel, lifted, temperature, apart))
+            found = match_probability(pixel, lifted, batch.owner[rows], apart, temperature)
+            reliable.append(binary_cross_entropy_with_logits(logits[rows, place, 0], found))
+            chance[rows] += found
+            asked[rows] += 1
+    return torch.stack(matches).mean(), torch.stack(reliable).mean(), chance / asked.clamp_min(1)
 
 
 def _views_with_scene(batch: SparseBatch) -> int:
@@ -178,15 +192,26 @@ def finding(voxel: Tensor, other: Tensor, solid: Tensor, near: Tensor, temperatu
     return cross_entropy(logits, torch.nonzero(solid)[:, 0])
 
 
-def told(logits: Tensor, truth: int) -> Tensor:
-    """Binary cross-entropy of logits [N] that are all to say `truth`, 0 or 1; 0 without any."""
-    return binary_cross_entropy_with_logits(logits, torch.full_like(logits, truth)) if len(logits) else logits.sum()
+@torch.no_grad()
+def match_probability(pixel: Tensor, lifted: Tensor, owner: Tensor, near: Tensor, temperature: float) -> Tensor:
+    """[S] how likely a pixel and its voxel find each other among the samples of their scene: both softmaxes multiplied.
+
+    Args:
+        pixel: [S, D] descriptors.
+        lifted: [S, D] descriptors.
+        owner: [S] whose sample each is.
+        near: [S, S] pairs that do not compete.
+        temperature: of the softmax.
+    """
+    logits = (pixel @ lifted.T / temperature).masked_fill(near | (owner[:, None] != owner), -torch.inf)
+    return logits.softmax(0).diagonal() * logits.softmax(1).diagonal()
 
 
 def beside(maps: Maps, batch: SparseBatch) -> Tensor:
-    """The logits "inside" of the cells outside the images' masks."""
+    """Binary cross-entropy of "reliable" against 0 in the cells outside the images' masks; 0 without such cells."""
     logits = torch.cat([_cells(m[2][0], size) for m, size in zip(maps, batch.cells, strict=True)])
-    return logits[~torch.cat(batch.inside)]
+    logits = logits[~torch.cat(batch.inside)]
+    return binary_cross_entropy_with_logits(logits, torch.zeros_like(logits)) if len(logits) else logits.sum()
 
 
 def draw_patches(batch: SparseBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:

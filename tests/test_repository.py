@@ -104,7 +104,7 @@ def test_a_scene_that_cannot_rank_first_is_not_verified():
     repository, image = filled(), view_of(random_scene(3), noise=0.2)[0]
     answers = repository.query_image(image, K, verify=8)
     assert [answer.pose is None for answer in answers] == [False] + [True] * 7
-    heavy = repository.query_image(image, K, verify=8, weight=100)  # agreement may overturn any order of similarity
+    heavy = repository.query_image(image, K, verify=8, weight=10)  # agreement may overturn any order of similarity
     assert all(answer.pose is not None for answer in heavy)
     assert answers[0].name == heavy[0].name
 
@@ -128,12 +128,7 @@ def test_similarities_match_plain_loops(generator):
     query = normalize(torch.randn(5, DIM, generator=generator), dim=1)
     stores = [normalize(torch.randn(count, DIM, generator=generator), dim=1) for count in (3, 7)]
     similarity, cosines = local_similarity(query, stores)
-    plain = []
-    for store in stores:
-        pairs = [(i, max(range(len(store)), key=lambda k: float(q @ store[k]))) for i, q in enumerate(query)]
-        mutual = [(i, k) for i, k in pairs if all(store[k] @ q <= store[k] @ query[i] for q in query)]
-        assert 0 < len(mutual) < 5
-        plain.append(sum(float(query[i] @ store[k]) for i, k in mutual) / 5)
+    plain = [sum(max(float(q @ d) for d in store) for q in query) / 5 for store in stores]
     np.testing.assert_allclose(similarity, plain, atol=1e-5)
     assert [c.shape for c in cosines] == [(3, 5), (7, 5)]
     pooled = torch.stack([store[:3] for store in stores])

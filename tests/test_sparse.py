@@ -1,7 +1,6 @@
 """Key-point heads and their training, on toy captures whose geometry is known."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,17 +16,16 @@ from condense.params import SparseParams
 from condense.sparse import SparseModel, keypoint_score, load_sparse, save_sparse
 from condense.sparsebatch import co_visible, cropped, draw_sparse, draw_views
 from condense.sparsetrain import (
-    beside,
     between_views,
     distinct_loss,
     draw_patches,
     finding,
     image_maps,
     make_optimizer,
+    match_probability,
     sampled,
     score_agreement,
     sparse_losses,
-    told,
     too_near,
     train_sparse,
     train_step,
@@ -64,7 +62,7 @@ def test_untrained_descriptors_are_the_dense_features(model, captures):
     assert torch.equal(keypoint_score(logits), torch.full((len(scene),), 0.25))
 
 
-def test_a_score_is_inside_times_distinct():
+def test_a_score_is_reliable_times_distinct():
     logits = torch.tensor([[0.0, 0.0], [30.0, 30.0], [30.0, -30.0]])
     assert torch.allclose(keypoint_score(logits), torch.tensor([0.25, 1.0, 0.0]), atol=1e-6)
 
@@ -130,6 +128,14 @@ def test_neighbours_in_one_scene_do_not_repel(batch):
     assert not near.diagonal().any() and not near[batch.owner[:, None] != batch.owner].any()
 
 
+def test_match_probability_by_hand():
+    """Two samples of one scene, orthogonal descriptors: softmax of 1/t against 0, both ways; the third is alone."""
+    d = torch.eye(3)
+    p = match_probability(d, d, torch.tensor([0, 0, 1]), torch.zeros(3, 3, dtype=torch.bool), 0.5)
+    expected = (np.exp(2) / (np.exp(2) + 1)) ** 2
+    assert torch.allclose(p, torch.tensor([expected, expected, 1.0], dtype=torch.float32), atol=1e-6)
+
+
 def test_distinct_wants_peaks_in_the_same_places():
     peak, flat = torch.eye(4)[:1].clamp_min(0.01), torch.full((1, 4), 0.5)
     elsewhere = torch.eye(4)[1:2].clamp_min(0.01)
@@ -159,7 +165,7 @@ def test_patches_stay_within_a_scene_and_are_near(batch):
 def test_every_part_gets_a_gradient(model, batch):
     model.train()
     terms = sparse_losses(model, batch, SMALL, torch.Generator().manual_seed(0))
-    assert set(terms) == {"match", "inside", "distinct", "lift", "dense"}
+    assert set(terms) == {"match", "reliable", "distinct", "lift", "dense"}
     assert all(getattr(SMALL, f"{name}_weight") > 0 for name in terms)
     torch.stack(list(terms.values())).sum().backward()
     assert all(p.grad is None for p in model.dense.student.parameters())
@@ -173,11 +179,11 @@ def test_the_match_term_by_hand(model, batch):
         batch.voxels.rows
     ]
     voxel = model.voxel_head(features)[0]
-    views, _ = sampled(image_maps(model, batch.images), batch)
+    views, logits = sampled(image_maps(model, batch.images), batch)
     near, here, solid = too_near(batch), batch.twins >= 0, batch.samples >= 0
     own, t = voxel[batch.samples[solid]], SMALL.temperature
     best = torch.stack([view[weight.argmax()] for view, weight in zip(views, batch.weights, strict=True)])
-    expected = between_views(views, batch, near, t) + finding(own, best, solid, near, t)
+    expected = between_views(views, logits, batch, near, t)[0] + finding(own, best, solid, near, t)
     expected = expected + finding(own, normalize(weighted(views, batch.weights), dim=1), solid, near, t)
     twins = voxel[batch.twins[here]]
     expected = expected + info_nce(voxel[batch.samples[here]], twins, t, near[here][:, here])
@@ -187,14 +193,16 @@ def test_the_match_term_by_hand(model, batch):
 
 def test_every_view_asks_the_others(model, batch):
     """The term between views, put together view by view; a place that only one view shows is not asked for."""
-    views, _ = sampled(image_maps(model, batch.images), batch)
+    views, logits = sampled(image_maps(model, batch.images), batch)
     near, terms = too_near(batch), []
     for place in range(views.shape[1]):
         others = [v for v in range(views.shape[1]) if v != place]
         rows = (batch.weights[:, place] > 0) & (batch.weights[:, others] > 0).any(1)
         lifted = normalize((views[rows][:, others] * batch.weights[rows][:, others, None]).sum(1), dim=1)
         terms.append(info_nce(views[rows, place], lifted, 0.1, near[rows][:, rows]))
-    assert torch.allclose(between_views(views, batch, near, 0.1), torch.stack(terms).mean(), atol=1e-5)
+    match, reliable, chance = between_views(views, logits, batch, near, 0.1)
+    assert torch.allclose(match, torch.stack(terms).mean(), atol=1e-5)
+    assert float(reliable) > 0 and bool((chance > 0).all()) and bool((chance <= 1).all())
 
 
 def test_finding_by_hand():
@@ -258,17 +266,6 @@ def test_training_makes_pixels_find_their_voxels(captures, tmp_path):
         float(train_step(model.train(), optimizer, captures, params, 0, step)["match"]) for step in range(params.steps)
     ]
     assert np.mean(history[-5:]) < np.mean(history[:5]) - 1
-
-
-def test_inside_is_told_by_the_mask():
-    """Cross-entropy of the cells outside the mask against 0, by hand: log(1 + e^logit)."""
-    batch = SimpleNamespace(cells=[(2, 2)], inside=[torch.tensor([True, True, False, False])])
-    first = torch.tensor([[9.0, 9, 9, 9], [9, 9, 9, 9], [0, 0, 2, 2], [0, 0, 2, 2]])
-    logits = beside([(first, first, torch.stack([first, -first]))], batch)
-    assert logits.tolist() == [0, 2]
-    assert float(told(logits, 0)) == pytest.approx((np.log(2) + np.log(1 + np.exp(2))) / 2, abs=1e-5)
-    assert float(told(logits, 1)) == pytest.approx((np.log(2) + np.log(1 + np.exp(-2))) / 2, abs=1e-5)
-    assert float(told(logits[:0], 0)) == 0
 
 
 def test_key_points_of_an_image_lie_on_its_mask(model, captures):
