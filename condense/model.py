@@ -116,10 +116,16 @@ def recalibrate(net3d: SparseUNet, scenes: Iterable[VoxelScene], size: int) -> N
 
 @torch.no_grad()
 def voxel_features(net3d: SparseUNet, scenes: Sequence[VoxelScene], size: int = 8) -> list[Tensor]:
-    """Features [N, D] of each scene, evaluation mode, `size` scenes at a time."""
+    """Features [N, D] of each scene, on the CPU; evaluation mode, `size` scenes at a time."""
     net3d.eval()
     result: list[Tensor] = []
     for start in range(0, len(scenes), size):
         some = scenes[start : start + size]
-        result += batch_features(net3d, batch_scenes(some)).split([len(scene) for scene in some])
+        result += batch_features(net3d, batch_scenes(some)).cpu().split([len(scene) for scene in some])
     return result
+
+
+@torch.no_grad()
+def image_features(network: nn.Module, images: Sequence[Tensor]) -> Tensor:
+    """Features [cells of all images, D], on the CPU; evaluation mode. Arguments and order as of `student_cells`."""
+    return student_cells(network.eval(), images).cpu()
