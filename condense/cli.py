@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     command.add_argument("--resolution", type=int, default=32, help="voxels along a cloud's longest side")
     command.add_argument("--per-class", type=int, default=0, help="clouds of a class (rooms) a split; 0 takes all")
+    command.add_argument("--device", default="cpu", help="of the networks; or cuda")
     command.set_defaults(run=run_bench)
 
     command = commands.add_parser("keypoints", help="decorated key points of a splat, a point cloud or a mesh")
@@ -176,7 +177,7 @@ def run_bench(options: argparse.Namespace) -> int:
     folders = options.networks or sorted(path.parent for path in Path("artifacts/condense").glob("*/net3d.json"))
     try:
         point_set = open_dataset(options.dataset, options.root)
-        metrics = bench(point_set, folders, options.resolution, options.per_class)
+        metrics = bench(point_set, folders, options.resolution, options.per_class, device=options.device)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
+from condense.devices import device_of
 from condense.keypoints import ImageKeyPoints, KeyPoints, sample_map, spread_maxima, voxel_normals
 from condense.links import LinkedView, as_batch
 from condense.model import voxel_features
@@ -42,8 +43,7 @@ def condense_views(model: SparseModel, scene: VoxelScene, views: Sequence[Linked
         views: images of the scene with their cameras and ray operators.
         count: at most so many key points.
     """
-    described, logits = model.voxel_head(voxel_features(model.dense.net3d, [scene])[0])
-    scores = keypoint_score(logits)
+    described, scores = describe_voxels(model, voxel_features(model.dense.net3d, [scene])[0])
     lifted, lifted_scores, seen = lift_views(model, scene, views)
     known = seen > SEEN
     descriptors = torch.where(known[:, None], lifted, described)
@@ -60,8 +60,8 @@ def lift_views(model: SparseModel, scene: VoxelScene, views: Sequence[LinkedView
     pixels, weights = view_weights(scene, views)
     total = torch.zeros(len(scene), model.dense.student.dim + 1)
     for number, view in enumerate(views):
-        _, descriptors, logits = model.image_maps(as_batch([view.image]))
-        maps = torch.cat([descriptors[0], keypoint_score(logits[0].movedim(0, -1))[None]])
+        descriptors, scores = describe_images(model, [view.image])
+        maps = torch.cat([descriptors[0], scores])
         total += weights[:, number, None] * sample_map(
             maps, pixels[:, number], (view.image.shape[1], view.image.shape[0])
         )
@@ -72,8 +72,21 @@ def lift_views(model: SparseModel, scene: VoxelScene, views: Sequence[LinkedView
 @torch.no_grad()
 def condense_features(model: SparseModel, scene: VoxelScene, dense: Tensor, count: int = 256) -> KeyPoints:
     """The key points of a scene whose voxels have the dense features [N, D], such as lifted ones."""
-    descriptors, logits = model.voxel_head(dense)
-    return _decorated(scene, descriptors, keypoint_score(logits), count)
+    return _decorated(scene, *describe_voxels(model, dense), count)
+
+
+@torch.no_grad()
+def describe_voxels(model: SparseModel, dense: Tensor) -> tuple[Tensor, Tensor]:
+    """Descriptors [N, D] and scores [N] of dense features [N, D], on the CPU."""
+    descriptors, logits = model.voxel_head(dense.to(device_of(model)))
+    return descriptors.cpu(), keypoint_score(logits).cpu()
+
+
+@torch.no_grad()
+def describe_images(model: SparseModel, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Descriptors [B, D, H/2, W/2] and scores [B, H/2, W/2] of images of one size, on the CPU."""
+    _, descriptors, logits = model.image_maps(as_batch(images).to(device_of(model)))
+    return descriptors.cpu(), keypoint_score(logits.movedim(1, -1)).cpu()
 
 
 def _decorated(scene: VoxelScene, descriptors: Tensor, scores: Tensor, count: int) -> KeyPoints:
@@ -100,8 +113,7 @@ def detect_images(
     model: SparseModel, images: Sequence[Tensor], masks: Sequence[Tensor] | None = None, count: int = 256
 ) -> list[ImageKeyPoints]:
     """`detect_image` of several images of one size."""
-    _, descriptors, logits = model.image_maps(as_batch(images))
-    scores = keypoint_score(logits.movedim(1, -1))  # [B, H/2, W/2]
+    descriptors, scores = describe_images(model, images)
     height, width = images[0].shape[:2]
     found = []
     for number, (score, features) in enumerate(zip(scores, descriptors, strict=True)):

@@ -275,6 +275,7 @@ class Params:
     root: str = "."  # where the notebooks and the package lie, from the run folder
     seed: int = 0
     processes: int = 2  # single-threaded worker processes
+    device: str = "cpu"  # of the networks that benchmarks apply and fine-tune; or "cuda"
     captures: CapturesParams = field(default_factory=CapturesParams)
     fields: FieldsByKind = field(default_factory=FieldsByKind)
     links: LinksParams = field(default_factory=LinksParams)

@@ -16,6 +16,7 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.constants import CONFIG_NAME
 from torch import Tensor
 
+from condense.devices import device_of
 from condense.links import as_batch
 from condense.model import voxel_features
 from condense.paths import write_atomically
@@ -87,13 +88,13 @@ class PretrainedModel(
 
     @torch.no_grad()
     def image_features(self, image: Tensor) -> Tensor:
-        """[D, h, w] dense features of an image [H, W, 3] uint8."""
-        features: Tensor = self.dense.student(as_batch([image]))
-        return features[0]
+        """[D, h, w] dense features of an image [H, W, 3] uint8, on the CPU."""
+        features: Tensor = self.dense.student(as_batch([image]).to(device_of(self)))
+        return features[0].cpu()
 
     @torch.no_grad()
     def scene_features(self, scene: VoxelScene) -> Tensor:
-        """[N, D] features of a scene's voxels."""
+        """[N, D] features of a scene's voxels, on the CPU."""
         return voxel_features(self.dense.net3d, [scene])[0]
 
     def _save_pretrained(self, save_directory: Path) -> None:

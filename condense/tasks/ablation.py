@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from condense.backbone3d import load_net3d
+from condense.devices import open_device
 from condense.metrics import interval, paired_difference, segmentation_difference, segmentation_scores
 from condense.tasks.classification import Hits, Source, load_scenes, measure
 from condense.tasks.descriptors import describe
@@ -46,6 +47,7 @@ def measure_variant(
     task: Segmented | None,
     most: int,
     seed: int,
+    device: str = "cpu",
 ) -> Measured:
     """Probes one network. One job of `parallel_map`.
 
@@ -57,10 +59,11 @@ def measure_variant(
         task: part segmentation, or None.
         most: voxels that a part probe is fitted on.
         seed: of the draws of labels, the same for every variant.
+        device: of the network.
     """
-    vectors = describe(load_net3d(folder), load_scenes(sources).fields)
+    vectors = describe(load_net3d(folder).to(open_device(device)), load_scenes(sources).fields)
     found = measure(vectors, labelled, seed)
-    parts = probe(name, folder, task, most, seed, only=("part_probe",)).confusions if task else {}
+    parts = probe(name, folder, task, most, seed, device, only=("part_probe",)).confusions if task else {}
     history = folder / "history.json"
     last = json.loads(history.read_text())[-1] if history.is_file() else {}
     return Measured(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from condense.backbone3d import load_net3d
 from condense.captures.folder import Folder
+from condense.devices import open_device
 from condense.links import load_links
 from condense.metrics import confusion, hits, interval
 from condense.params import ClassificationParams
@@ -145,7 +146,13 @@ def histograms(histogram: Callable[[VoxelScene], NDArray[np.float32]], scenes: S
 
 
 def probe_method(
-    method: str, folder: Path | None, sources: tuple[Source, ...], labelled: Labelled, seed: int, evaluate: str = "test"
+    method: str,
+    folder: Path | None,
+    sources: tuple[Source, ...],
+    labelled: Labelled,
+    seed: int,
+    device: str = "cpu",
+    evaluate: str = "test",
 ) -> Outcome:
     """All that is measured of one network, or of one of HAND_MADE. One job of `parallel_map`.
 
@@ -155,6 +162,7 @@ def probe_method(
         sources: the captures.
         labelled: their classes.
         seed: of the few-shot draws and of what is done to point clouds, the same for every method.
+        device: of the network.
         evaluate: the split that is scored.
     """
     scenes = load_scenes(sources)
@@ -164,7 +172,7 @@ def probe_method(
         histogram = {"shape_histogram": shape_histogram, "colour_histogram": colour_histogram}[method]
         descriptor: Descriptor = partial(histograms, histogram)
     else:
-        descriptor = partial(describe, load_net3d(folder))
+        descriptor = partial(describe, load_net3d(folder).to(open_device(device)))
     vectors = descriptor(scenes.fields)
     outcome = _outcome(vectors, labelled, seed, evaluate)
     if method != "colour_histogram":
@@ -213,6 +221,7 @@ def finetune_method(
     seed: int,
     number: int,
     params: ClassificationParams,
+    device: str = "cpu",
     evaluate: str = "test",
 ) -> Hits:
     """Fine-tunes one network on point clouds with few and with all labels. One job of `parallel_map`.
@@ -228,12 +237,13 @@ def finetune_method(
         seed: of the draws of labels and of the order of training.
         number: of this network among its method's; each is tuned on another draw, the same for every method.
         params: steps and learning rate.
+        device: of the network.
         evaluate: the split that is scored.
 
     Returns:
         {metric: [test captures] 1 where right}; {} without point clouds.
     """
-    clouds, net3d = load_scenes(sources).points, load_net3d(folder)
+    clouds, net3d = load_scenes(sources).points, load_net3d(folder).to(open_device(device))
     if not clouds:
         return {}
     scenes = [scene_of_points(cloud, RESOLUTION) for cloud in clouds]
@@ -256,6 +266,7 @@ def finetune_jobs(
     labelled: Labelled,
     seed: int,
     params: ClassificationParams,
+    device: str = "cpu",
 ) -> list[tuple[Any, ...]]:
     """The jobs of `finetune_method`; [] where nothing has a class."""
     if not classifiable(labelled):
@@ -263,7 +274,7 @@ def finetune_jobs(
     numbered = [
         (method, number, folder) for method, folders in methods.items() for number, folder in enumerate(folders)
     ]
-    return [(method, folder, sources, labelled, seed, number, params) for method, number, folder in numbered]
+    return [(method, folder, sources, labelled, seed, number, params, device) for method, number, folder in numbered]
 
 
 def classifiable(labelled: Labelled) -> bool:
@@ -272,13 +283,17 @@ def classifiable(labelled: Labelled) -> bool:
 
 
 def probe_jobs(
-    methods: Mapping[str, Sequence[Path]], sources: tuple[Source, ...], labelled: Labelled, seed: int
+    methods: Mapping[str, Sequence[Path]],
+    sources: tuple[Source, ...],
+    labelled: Labelled,
+    seed: int,
+    device: str = "cpu",
 ) -> list[tuple[Any, ...]]:
     """The jobs of `probe_method`, in the order of tables: networks, then HAND_MADE; [] where nothing has a class."""
     if not classifiable(labelled):
         return []
     found: dict[str, Sequence[Path | None]] = {**methods, **{method: [None] for method in HAND_MADE}}
-    return [(method, folder, sources, labelled, seed) for method, folders in found.items() for folder in folders]
+    return [(method, folder, sources, labelled, seed, device) for method, some in found.items() for folder in some]
 
 
 def by_method(jobs: Sequence[tuple[Any, ...]], results: Sequence[Any]) -> dict[str, list[Any]]:

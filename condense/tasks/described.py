@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from condense.links import Links
-from condense.model import Model, student_cells, voxel_features
+from condense.model import Model, image_features, voxel_features
 
 VOXELS, VIEWS = 400, 3  # seen voxels, and training views, of a capture that are looked at
 SEEN = 0.01  # summed weight in training views from which a voxel counts as seen
@@ -51,7 +51,7 @@ def describe(links: Links, model: Model | None) -> Described:
     else:
         voxels = voxel_features(model.net3d, [links.scene])[0][rows]
         sizes = [len(view.teacher) for view in train + test]
-        cells = list(student_cells(model.student, [view.image for view in train + test]).split(sizes))
+        cells = list(image_features(model.student, [view.image for view in train + test]).split(sizes))
     kept = [part[view.foreground] for part, view in zip(cells, train + test, strict=True)]
     some = torch.cat(kept[: len(train)])
     return Described(links.name, links.meta, rows, voxels, some, tuple(kept[len(train) :]))

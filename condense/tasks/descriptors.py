@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from condense.backbone3d import SparseUNet
+from condense.devices import device_of
 from condense.model import network_inputs
 from condense.voxels import VoxelScene
 
@@ -44,8 +45,9 @@ def descriptors(net3d: SparseUNet, coords: Tensor, inputs: Tensor, shape: Sequen
 def describe(net3d: SparseUNet, scenes: Sequence[VoxelScene], size: int = 16) -> NDArray[np.float32]:
     """[scenes, `length`] descriptors, evaluation mode, `size` scenes at a time."""
     net3d.eval()
-    parts = [network_inputs(scenes[start : start + size]) for start in range(0, len(scenes), size)]
-    return torch.cat([descriptors(net3d, *part) for part in parts]).float().numpy()
+    device = device_of(net3d)
+    parts = (network_inputs(scenes[start : start + size], device) for start in range(0, len(scenes), size))
+    return torch.cat([descriptors(net3d, *part).cpu() for part in parts]).float().numpy()
 
 
 def colour_histogram(scene: VoxelScene, bins: int = 4) -> NDArray[np.float32]:

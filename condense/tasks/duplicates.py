@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from condense.alignment import Shape, align
+from condense.devices import open_device
 from condense.extraction import condense_scene
 from condense.geometrydescriptor import shape_keypoints
 from condense.keypoints import KeyPoints
@@ -166,9 +167,11 @@ def shape_vectors(scenes: Sequence[VoxelScene]) -> Tensor:
     return torch.from_numpy(np.stack([shape_histogram(scene) for scene in scenes]))
 
 
-def found_by_model(folder: Path, links: Sequence[Path], variants: Sequence[Path]) -> dict[str, Found]:
+def found_by_model(
+    folder: Path, links: Sequence[Path], variants: Sequence[Path], device: str = "cpu"
+) -> dict[str, Found]:
     """`condense` and `pooled` by the scene model in `folder`. One job of `parallel_map`."""
-    model, items = load_sparse(folder), benchmark_items(links, variants)
+    model, items = load_sparse(folder).to(open_device(device)), benchmark_items(links, variants)
     points = [condense_scene(model, item.scene, POINTS) for item in items]
     vectors = torch.cat([pool(some.descriptors, some.scores, 1) for some in points])
     scenes = [item.scene for item in items]

@@ -19,9 +19,10 @@ from torch.nn.functional import normalize
 from condense.backbone2d import FeatureStatistics, load_backbone
 from condense.backbone3d import SparseUNet, load_net3d
 from condense.captures.capture import Capture
+from condense.devices import open_device
 from condense.joint import SOLID
 from condense.links import LinkedView, Links, lift, load_links
-from condense.model import student_cells, voxel_features
+from condense.model import image_features, voxel_features
 from condense.rayoperator import heaviest
 from condense.rivals2d import load_image_network
 from condense.tasks.matches2d import Matches, find_matches, match_scores
@@ -106,7 +107,7 @@ def measure(evaluation: Evaluation, maps: Sequence[Tensor]) -> dict[str, float]:
 
 def image_maps(links: Links, network: nn.Module) -> list[Tensor]:
     """[D, h, w] of each view by an image network."""
-    cells = student_cells(network, [view.image for view in links.views])
+    cells = image_features(network, [view.image for view in links.views])
     return _as_maps(cells.split([len(view.teacher) for view in links.views]), links.views)
 
 
@@ -128,18 +129,24 @@ def _as_maps(cells: Sequence[Tensor], views: Sequence[LinkedView]) -> list[Tenso
 
 
 @lru_cache(maxsize=32)  # of one worker process, which measures capture after capture
-def _image_network(folder: Path | None, teacher: Path) -> nn.Module:
-    return load_image_network(folder, teacher)
+def _image_network(folder: Path | None, teacher: Path, device: str) -> nn.Module:
+    return load_image_network(folder, teacher).to(open_device(device))
 
 
 @lru_cache(maxsize=32)
-def _net3d(folder: Path) -> SparseUNet:
-    return load_net3d(folder)
+def _net3d(folder: Path, device: str) -> SparseUNet:
+    return load_net3d(folder).to(open_device(device))
 
 
 @torch.no_grad()
 def measure_capture(
-    capture: Capture, path: Path, networks: Mapping[str, Sequence[Path]], teacher: Path, max_side: int, seed: int
+    capture: Capture,
+    path: Path,
+    networks: Mapping[str, Sequence[Path]],
+    teacher: Path,
+    max_side: int,
+    seed: int,
+    device: str = "cpu",
 ) -> Rows:
     """{kind: `measure` of one capture, by seed}, of `all_maps`; and `lifted_halves`. A job of `parallel_map`.
 
@@ -154,6 +161,7 @@ def measure_capture(
         teacher: the frozen network's .safetensors.
         max_side: as images were shrunk for the links.
         seed: of the pairs of views and points.
+        device: of the networks.
     """
     links, frozen = load_links(path, ("train", "test")), load_backbone(teacher)
     evaluation = Evaluation(
@@ -166,7 +174,7 @@ def measure_capture(
         seed,
     )
     rows: Rows = {}
-    for kind, maps in all_maps(links, networks, teacher):
+    for kind, maps in all_maps(links, networks, teacher, device):
         rows.setdefault(kind, []).append(measure(evaluation, maps))
     halves = [geometry_maps(links, voxels) for voxels in lifted_halves(links)]
     rows["lifted_halves"] = [match_scores(links, evaluation.matches, halves[0], frozen.stride, seed, halves[1])]
@@ -182,15 +190,17 @@ def lifted_halves(links: Links) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def all_maps(links: Links, networks: Mapping[str, Sequence[Path]], teacher: Path) -> Iterator[tuple[str, list[Tensor]]]:
+def all_maps(
+    links: Links, networks: Mapping[str, Sequence[Path]], teacher: Path, device: str = "cpu"
+) -> Iterator[tuple[str, list[Tensor]]]:
     """(kind, [D, h, w] of each view): `teacher`, `lifted`, each of `networks`, and `rendered`, as `measure_capture`."""
     yield "teacher", teacher_maps(links)
     yield "lifted", geometry_maps(links, links.lifted)
     for method, folders in networks.items():
         for folder in folders:
-            yield method, image_maps(links, _image_network(folder, teacher))
+            yield method, image_maps(links, _image_network(folder, teacher, device))
             if (folder / "net3d.json").is_file():
-                yield "rendered", geometry_maps(links, voxel_features(_net3d(folder), [links.scene])[0])
+                yield "rendered", geometry_maps(links, voxel_features(_net3d(folder, device), [links.scene])[0])
 
 
 def first_views(links: Links, count: int) -> Links:

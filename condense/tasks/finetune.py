@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from condense.backbone3d import SparseUNet, recalibrate_batch_norm
 from condense.batches import draw_recolour, recoloured
+from condense.devices import device_of
 from condense.model import network_inputs
 from condense.tasks.descriptors import descriptors, length
 from condense.tasks.voxelprobe import minimise, rarity
@@ -67,7 +68,9 @@ class FineTuned(nn.Module):
     @torch.no_grad()
     def calibrate(self, scenes: Sequence[VoxelScene]) -> None:
         """Sets batch norm from scenes without augmentation; leaves the model in evaluation mode."""
-        recalibrate_batch_norm(self.net3d, (network_inputs(part) for part in _parts(_some(scenes, CALIBRATE))))
+        recalibrate_batch_norm(
+            self.net3d, (network_inputs(part, device_of(self)) for part in _parts(_some(scenes, CALIBRATE)))
+        )
         self.eval()
 
     @torch.no_grad()
@@ -78,25 +81,26 @@ class FineTuned(nn.Module):
         spread are fixed, so that scale is no advantage.
         """
         self.eval()
-        features = torch.cat([self.features(*network_inputs(part)) for part in _parts(_some(scenes, START))])
+        parts = (network_inputs(part, device_of(self)) for part in _parts(_some(scenes, START)))
+        features = torch.cat([self.features(*part).cpu() for part in parts])
         target = torch.cat([each.reshape(-1) for each in _some(targets, START)])
         self.centre.copy_(features.mean(0))
         self.spread.copy_(features.std(0, unbiased=False).clamp_min(1e-3))
         rows = torch.nonzero(target)[:, 0] if self.level == "voxel" else torch.arange(len(target))
         kept = rows[np.random.default_rng(0).permutation(len(rows))[:START_ROWS]]
-        x = (features[kept] - self.centre) / self.spread
-        zeros = torch.zeros_like(self.head.weight), torch.zeros_like(self.head.bias)
+        x = (features[kept] - self.centre.cpu()) / self.spread.cpu()
+        zeros = (torch.zeros(each.shape) for each in (self.head.weight, self.head.bias))
         weight, bias = minimise(x, target[kept], PROBE_STRENGTH, *zeros)
         self.head.weight.copy_(weight)
         self.head.bias.copy_(torch.maximum(bias, bias[bias.isfinite()].min() - UNSEEN))
 
     @torch.no_grad()
     def predict(self, scenes: Sequence[VoxelScene]) -> list[Tensor]:
-        """The most likely class of each scene, [] int64; or of each of its voxels, [N], never 0."""
+        """The most likely class of each scene, [] int64; or of each of its voxels, [N], never 0; on the CPU."""
         self.eval()
         result: list[Tensor] = []
         for part in _parts(scenes):
-            logits = self(*network_inputs(part))
+            logits = self(*network_inputs(part, device_of(self))).cpu()
             if self.level == "voxel":
                 result += (logits[:, 1:].argmax(1) + 1).split([len(scene) for scene in part])
             else:
@@ -154,7 +158,7 @@ def finetune(
     scenes, targets = _labelled(scenes, targets, level)
     model.start(scenes, targets)
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
-    rare = _class_weights(targets, classes, level)
+    rare = _class_weights(targets, classes, level).to(device_of(model))
     rng = np.random.default_rng(seed)
     order: list[int] = []
     model.train()
@@ -209,9 +213,9 @@ def _step(
     """One gradient step on augmented scenes."""
     voxels = batch_scenes(scenes, [random_turn(rng) for _ in scenes])
     colour = torch.cat([recoloured(scene.colour, draw_recolour(rng, RECOLOUR)) for scene in scenes])
-    inputs = input_features(dataclasses.replace(voxels, colour=colour))
-    logits = model(voxels.coords, inputs, voxels.shape, len(scenes))
-    target = torch.cat([each.reshape(-1) for each in targets])
+    voxels = dataclasses.replace(voxels, colour=colour).to(device_of(model))
+    logits = model(voxels.coords, input_features(voxels), voxels.shape, len(scenes))
+    target = torch.cat([each.reshape(-1) for each in targets]).to(logits.device)
     loss = cross_entropy(logits, target, rare)
     optimiser.zero_grad()
     loss.backward()

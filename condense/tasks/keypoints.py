@@ -33,9 +33,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condense.extraction import condense_scene, condense_views, detect_images
+from condense.devices import open_device
+from condense.extraction import condense_scene, condense_views, describe_images, detect_images
 from condense.keypoints import ImageKeyPoints, KeyPoints, spread_maxima, stored_bytes
-from condense.links import LinkedView, Links, as_batch, load_links
+from condense.links import LinkedView, Links, load_links
 from condense.metrics import interval
 from condense.poses import mutual_matches
 from condense.rivaldetectors import (
@@ -144,8 +145,7 @@ def model_points(
 ) -> dict[str, list[ImageKeyPoints]]:
     """Key points of a view by the model, for each count, and the model's descriptors at blind places."""
     (found,) = detect_images(model, [view.image], [view.mask], view.mask.numel())
-    with torch.no_grad():
-        features = model.image_maps(as_batch([view.image]))[1][0]
+    features = describe_images(model, [view.image])[0][0]
     own = [found[spread_maxima(found.positions, found.scores, count)] for count in counts]
     return {"condense": own} | {
         name: [described(at, features, found.size) for at in places] for name, places in blind.items()
@@ -274,7 +274,9 @@ def _add(result: Scores, method: str, scores: Mapping[str, float]) -> None:
         result.setdefault(method, {}).setdefault(metric, []).append(value)
 
 
-def keypoint_rows(paths: Sequence[Path], models: Sequence[Path], aliked: str = "", seed: int = 0) -> list[Scores]:
+def keypoint_rows(
+    paths: Sequence[Path], models: Sequence[Path], aliked: str = "", seed: int = 0, device: str = "cpu"
+) -> list[Scores]:
     """The metrics of some linked captures, on their test views. One job of `parallel_map`.
 
     Args:
@@ -282,11 +284,12 @@ def keypoint_rows(paths: Sequence[Path], models: Sequence[Path], aliked: str = "
         models: folders of sparse models, one a seed.
         aliked: the file of ALIKED's weights; "" leaves ALIKED out, as does a missing kornia.
         seed: of the random places.
+        device: of the models.
     """
     rivals: dict[str, Detector] = {"sift": Sift()}
     if aliked_ready(aliked):
         rivals["aliked"] = Aliked(Path(aliked))
-    loaded = [load_sparse(folder) for folder in models]
+    loaded = [load_sparse(folder).to(open_device(device)) for folder in models]
     return [
         capture_scores(load_links(path, ("test",)), load_links(path, ("train",)).views, loaded, rivals, seed)
         for path in paths

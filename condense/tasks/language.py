@@ -24,6 +24,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn.functional import normalize
 
 from condense.captures.capture import Capture
+from condense.devices import open_device
 from condense.keypoints import KeyPoints, load_keypoints
 from condense.language import (
     Bank,
@@ -101,6 +102,7 @@ def method_scores(
     params: LanguageParams,
     targets: Mapping[int, Path],
     condensed: Path | None = None,
+    device: str = "cpu",
 ) -> list[tuple[Scores, dict[str, NDArray[np.int64]]]]:
     """Trains maps on the same features, writes them, and asks them everything. One job of `parallel_map`.
 
@@ -113,12 +115,13 @@ def method_scores(
         params: of training.
         targets: {seed of training: the file of its map}.
         condensed: the file of the scenes' key points, by the model that was trained on from this one.
+        device: of the trained model.
 
     Returns:
         For each seed `evaluate` and `across` on test captures, and the confusions of `name_voxels`,
         {"part", "semantic"}.
     """
-    model = None if folder is None else load_model(folder)
+    model = None if folder is None else load_model(folder).to(open_device(device))
     everything = [describe(load_links(path, ("train", "test")), model) for path in paths]
     pooled = method == "pooled_teacher"
     train = [some for some in everything if learns(some.meta)]

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from condense.backbone2d import ImageBackbone, load_backbone
+from condense.devices import open_device
 from condense.links import LinkedView, Links, lift, load_links
 from condense.metrics import interval, recall_at_k
-from condense.model import Model, load_model, student_cells, voxel_features
+from condense.model import Model, image_features, load_model, voxel_features
 
 Tables = dict[str, NDArray[np.float32]]  # {method: [Q, C] similarity of each query to each capture}
 VOXELS = 160  # of a capture, that a cell is compared with
@@ -186,21 +187,21 @@ def similarity_by_3d(model: Model, queries: Sequence[Links]) -> Tables:
 
 def _cells(network: nn.Module, links: Links) -> Tensor:
     """[cells of all views, D], a capture at a time: real photographs are large."""
-    return student_cells(network, [view.image for view in links.views])
+    return image_features(network, [view.image for view in links.views])
 
 
-def model_tables(folder: Path, paths: Sequence[Path]) -> Tables:
+def model_tables(folder: Path, paths: Sequence[Path], device: str = "cpu") -> Tables:
     """[Q, C] of every method of the model in `folder` on linked captures. One job of `parallel_map`."""
-    model = load_model(folder)
+    model = load_model(folder).to(open_device(device))
     train, test = ([load_links(path, (split,)) for path in paths] for split in ("train", "test"))
     student = similarity_by_2d(model.student, train, test, "student")
     return {**similarity_by_3d(model, test), **{k: v for k, v in student.items() if k.startswith("lifted")}}
 
 
-def teacher_tables(teacher: Path, paths: Sequence[Path]) -> Tables:
+def teacher_tables(teacher: Path, paths: Sequence[Path], device: str = "cpu") -> Tables:
     """`similarity_by_2d` of the frozen network on linked captures. One job of `parallel_map`."""
     train, test = ([load_links(path, (split,)) for path in paths] for split in ("train", "test"))
-    return similarity_by_2d(load_backbone(teacher), train, test, "teacher")
+    return similarity_by_2d(load_backbone(teacher).to(open_device(device)), train, test, "teacher")
 
 
 def owners(queries: Sequence[Links]) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from condense.backbone3d import SparseUNet, load_net3d
 from condense.datasets.pointset import PointSet
 from condense.datasets.scenes import scene_of
+from condense.devices import open_device
 from condense.metrics import interval
 from condense.model import voxel_features
 from condense.tasks.classification import measure
@@ -61,7 +62,12 @@ def _splits(point_set: PointSet, labels: np.ndarray, per_class: int) -> tuple[np
 
 
 def bench_classification(
-    point_set: PointSet, folders: Sequence[Path], resolution: int, per_class: int = 0, seed: int = 0
+    point_set: PointSet,
+    folders: Sequence[Path],
+    resolution: int,
+    per_class: int = 0,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> Metrics:
     """Probes of frozen networks on a point set's clouds.
 
@@ -71,6 +77,7 @@ def bench_classification(
         resolution: voxels along a cloud's longest side.
         per_class: see `labelled_clouds`.
         seed: of the few-shot draws.
+        device: of the networks.
 
     Returns:
         {folder: {metric: {mean, ci95, n}}}.
@@ -79,7 +86,7 @@ def bench_classification(
         ValueError: no networks, or the set cannot be classified.
         DatasetError: a cloud's file is damaged.
     """
-    nets = _networks(folders)
+    nets = _networks(folders, device)
     labelled, rows = labelled_clouds(point_set, per_class)
     parts: list[list[np.ndarray]] = [[] for _ in nets]
     for start in tqdm(range(0, len(rows), TOGETHER), desc=point_set.name):
@@ -94,7 +101,13 @@ def bench_classification(
 
 
 def bench_segmentation(
-    point_set: PointSet, folders: Sequence[Path], resolution: int, per_class: int = 0, most: int = 16_000, seed: int = 0
+    point_set: PointSet,
+    folders: Sequence[Path],
+    resolution: int,
+    per_class: int = 0,
+    most: int = 16_000,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> Metrics:
     """Probes of frozen networks on the labelled voxels of a point set's clouds.
 
@@ -105,6 +118,7 @@ def bench_segmentation(
         per_class: as for `bench_classification`; of rooms, which have no class, so many a split.
         most: voxels that one probe is fitted on.
         seed: of the draws of labels.
+        device: of the networks.
 
     Returns:
         {folder: {metric: {mean, ci95, n}}}, mean IoU and accuracy with 1, 10 and 100 % of the labels.
@@ -113,7 +127,7 @@ def bench_segmentation(
         ValueError: no networks, or the points have no labels.
         DatasetError: a cloud's file is damaged.
     """
-    nets = _networks(folders)
+    nets = _networks(folders, device)
     if not point_set.point_classes:
         raise ValueError(f"the points of {point_set.name} have no labels: it is a benchmark of classification")
     kinds = np.array([-1 if entry.label is None else entry.label for entry in point_set.entries])
@@ -136,10 +150,10 @@ def bench_segmentation(
     return tabulate(stack_confusions(results))
 
 
-def _networks(folders: Sequence[Path]) -> list[SparseUNet]:
+def _networks(folders: Sequence[Path], device: str) -> list[SparseUNet]:
     if not folders:
         raise ValueError("no 3D networks: name folders that hold net3d.safetensors with --networks")
-    return [load_net3d(folder) for folder in folders]
+    return [load_net3d(folder).to(open_device(device)) for folder in folders]
 
 
 def _title(folder: Path) -> str:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from condense.devices import open_device
 from condense.metrics import confusion
-from condense.model import student_cells
+from condense.model import image_features
 from condense.rivals2d import load_image_network
 from condense.tasks.targets2d import CellTargets
 from condense.tasks.voxelprobe import Probe, fit_probe
@@ -144,7 +145,7 @@ class Cells:
 def read_cells(network: nn.Module, views: Views) -> Cells:
     """All cells of at least one view, view by view."""
     parts = [
-        student_cells(network, [torch.from_numpy(v.image) for v in views[i : i + BATCH]])
+        image_features(network, [torch.from_numpy(v.image) for v in views[i : i + BATCH]])
         for i in range(0, len(views), BATCH)
     ]
     targets = [
@@ -183,6 +184,7 @@ def probe_network(
     most: int,
     seed: int,
     keep: bool,
+    device: str = "cpu",
     evaluate: str = "test",
 ) -> list[ProbeResult]:
     """All probes of one network. One job of `parallel_map`.
@@ -195,9 +197,10 @@ def probe_network(
         most: cells that one probe is fitted on, at most.
         seed: of the draws of cells, the same for every network.
         keep: whether to hand the probes back.
+        device: of the network.
         evaluate: the split that is scored; "val" while tuning.
     """
-    network = load_image_network(folder, teacher)
+    network = load_image_network(folder, teacher).to(open_device(device))
     results = []
     for task in tasks:
         train, val = (read_cells(network, [v for views in split for v in views]) for split in (task.train, task.val))

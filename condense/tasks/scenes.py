@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from condense.backbone2d import load_backbone
+from condense.devices import device_of, open_device
 from condense.extraction import condense_features, condense_views, detect_images
 from condense.keypoints import ImageKeyPoints, KeyPoints, load_keypoints, save_keypoints, spread_maxima
 from condense.links import Links, as_batch, load_links
@@ -278,22 +279,24 @@ def pooled_outcomes(describer: Lifted, plan: Plan) -> list[Outcome]:
     names, table = list(means), torch.stack(list(means.values()))
     found = []
     for query in plan.queries():
-        cells = describer.model.dense.student(as_batch([query.image]))  # [1, D, h, w]
+        student = describer.model.dense.student
+        cells = student(as_batch([query.image]).to(device_of(student))).cpu()  # [1, D, h, w]
         inside = adaptive_avg_pool2d(query.mask[None, None].float(), cells.shape[2:]).flatten() >= 127.5
         best, order = (table @ normalize(cells[0].flatten(1).T[inside].mean(0), dim=0)).topk(min(10, len(names)))
         found.append(Outcome(query.scene, query.ending, [names[i] for i in order.tolist()], float(best[0])))
     return found
 
 
-def model_outcomes(model: Path, kept: Path, test: Plan, validation: Plan) -> Results:
+def model_outcomes(model: Path, kept: Path, test: Plan, validation: Plan, device: str = "cpu") -> Results:
     """`condense` and `condense_shortlist` by the model in a folder. One job of `parallel_map`."""
-    outcomes, shortlist, curve = key_point_outcomes(Condensed(load_sparse(model)), kept, test, validation)
+    describer = Condensed(load_sparse(model).to(open_device(device)))
+    outcomes, shortlist, curve = key_point_outcomes(describer, kept, test, validation)
     return {"condense": outcomes, "condense_shortlist": shortlist}, curve
 
 
-def teacher_outcomes(teacher: Path, kept: Path, test: Plan, validation: Plan) -> Results:
+def teacher_outcomes(teacher: Path, kept: Path, test: Plan, validation: Plan, device: str = "cpu") -> Results:
     """`lifted_teacher` and `pooled_teacher` by the frozen network in a file. One job of `parallel_map`."""
-    describer = Lifted(SparseModel(new_model(load_backbone(teacher), 0)).eval())
+    describer = Lifted(SparseModel(new_model(load_backbone(teacher), 0)).eval().to(open_device(device)))
     outcomes, _, curve = key_point_outcomes(describer, kept, test, validation)
     return {"lifted_teacher": outcomes, "pooled_teacher": pooled_outcomes(describer, test)}, curve
 

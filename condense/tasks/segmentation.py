@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 
 from condense.backbone3d import load_net3d
 from condense.captures.capture import Capture
+from condense.devices import open_device
 from condense.links import Links, load_links
 from condense.metrics import confusion
 from condense.model import voxel_features
@@ -149,19 +150,21 @@ def colour_position(links: Links) -> Tensor:
     return torch.cat([scene.colour, at[:, 2:], at[:, :2].norm(dim=1, keepdim=True)], dim=1)
 
 
-def features(source: Path | str, paths: Sequence[Path]) -> list[Tensor]:
+def features(source: Path | str, paths: Sequence[Path], device: str = "cpu") -> list[Tensor]:
     """Features [N, D] of the voxels of linked captures; those of networks have unit length, as wherever they serve.
 
     Args:
         source: the folder of a network; "lift" for the teacher's features carried to the voxels; "colour_position".
         paths: of the links.
+        device: of the network.
     """
     links = [load_links(path, ()) for path in paths]
     if source == "colour_position":
         return [colour_position(each) for each in links]
     if source == "lift":
         return [normalize(each.lifted, dim=1) for each in links]
-    return [normalize(each, dim=1) for each in voxel_features(load_net3d(Path(source)), [one.scene for one in links])]
+    net3d = load_net3d(Path(source)).to(open_device(device))
+    return [normalize(each, dim=1) for each in voxel_features(net3d, [one.scene for one in links])]
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,7 @@ def probe(
     task: Segmented,
     most: int,
     seed: int,
+    device: str = "cpu",
     evaluate: str = "test",
     only: Sequence[str] = (),
 ) -> Result:
@@ -200,10 +204,11 @@ def probe(
         task: the benchmark.
         most: voxels that one probe is fitted on; of more, so many are drawn.
         seed: of the draws of labels, the same for every source.
+        device: of the network.
         evaluate: the split that is scored; "val" while tuning.
         only: the settings to measure; all if empty.
     """
-    return probe_features(method, source, features(source, task.paths), task, most, seed, evaluate, only)
+    return probe_features(method, source, features(source, task.paths, device), task, most, seed, evaluate, only)
 
 
 def probe_features(
@@ -256,6 +261,7 @@ def fine_tune(
     seed: int,
     draw: int,
     setting: str,
+    device: str = "cpu",
     evaluate: str = "test",
 ) -> Result:
     """A network fine-tuned on a share of the labels. One job of `parallel_map`.
@@ -268,6 +274,7 @@ def fine_tune(
         seed: of the labels, and of training.
         draw: which draw of labels.
         setting: which share of them, of FINETUNED.
+        device: of the network.
         evaluate: the split that is scored; "val" while tuning.
     """
     scenes = {int(k): load_links(task.paths[k], ()).scene for split in ("train", evaluate) for k in task.rows(split)}
@@ -277,7 +284,7 @@ def fine_tune(
         target[torch.from_numpy(some)] = torch.from_numpy(task.labels[k][some].astype(np.int64))
         targets.append(target)
     model = finetune(
-        load_net3d(folder),
+        load_net3d(folder).to(open_device(device)),
         [scenes[int(k)] for k in task.rows("train")],
         targets,
         len(task.names),
