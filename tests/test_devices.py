@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from otherdevice import DEVICE, other_device
@@ -15,9 +16,10 @@ from toys import tiny_teacher, toy_links, toy_scene
 from condense.backbone2d import load_backbone, save_backbone
 from condense.devices import device_of, open_device
 from condense.distributed import BatchNorm
+from condense.extraction import condense_views, detect_image
 from condense.fieldfit import fit_field
 from condense.links import link_views, save_links
-from condense.model import new_model
+from condense.model import image_features, new_model
 from condense.params import PretrainParams, SparseParams
 from condense.pretrain import pretrain_seed
 from condense.rivals2d import METHODS as RIVALS
@@ -25,6 +27,8 @@ from condense.rivals2d import train_rival
 from condense.sparse import SparseModel
 from condense.sparsetrain import make_optimizer, train_step
 from condense.synthetic.universe import make_universe
+from condense.tasks.descriptors import describe
+from condense.tasks.finetune import LEVELS, finetune
 from condense.teacher import TeacherRun
 
 from toys import toy_cameras, toy_views  # isort: skip
@@ -47,6 +51,10 @@ class PointNet(nn.Module):
     def forward(self, coords, features, shape, scenes):
         assert coords.device == features.device
         return self.layers(features)
+
+    def with_lowest(self, coords, features, shape, scenes):
+        output = self(coords, features, shape, scenes)
+        return output, output[:, : self.channels[-1]].relu(), coords[:, 0].long()
 
 
 @pytest.fixture
@@ -128,6 +136,43 @@ def test_key_points(pointwise):
     with other_device():
         for terms, wanted in zip(trained(DEVICE), expected, strict=True):
             assert terms == pytest.approx(wanted, rel=1e-3)
+
+
+def test_describing_images_and_scenes(pointwise):
+    links = toy_links(0)
+    known, (held, *_) = ([v for v in links.views if v.split == split] for split in ("train", "test"))
+
+    def found(device):
+        model = SparseModel(new_model(tiny_teacher(), 0)).eval().to(device)
+        scene = condense_views(model, links.scene, known, 32)
+        image = detect_image(model, held.image, held.mask, 16)
+        dense = image_features(model.dense.student, [held.image])
+        return [
+            *scene.arrays.values(),
+            *image.arrays.values(),
+            dense.numpy(),
+            describe(model.dense.net3d, [links.scene]),
+        ]
+
+    expected = found("cpu")
+    with other_device():
+        for one, other in zip(found(DEVICE), expected, strict=True):  # numpy reads what is on the CPU alone
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_fine_tuning(level):
+    scenes = [toy_links(seed).scene for seed in range(3)]
+    targets = [torch.tensor(seed) if level == "scene" else scene.coords[:, 2] % 3 for seed, scene in enumerate(scenes)]
+
+    def predicted(device):
+        net3d = PointNet().to(device)
+        return finetune(net3d, scenes, targets, 3, steps=3, batch=2, lr=1e-3, seed=0, level=level).predict(scenes)
+
+    expected = predicted("cpu")
+    with other_device():
+        found = predicted(DEVICE)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("masks", [True, False])

@@ -154,7 +154,7 @@ def finetune(
     Raises:
         ValueError: an unknown level, scenes and targets that do not match, or not one label.
     """
-    model = FineTuned(copy.deepcopy(net3d), classes, level)
+    model = FineTuned(copy.deepcopy(net3d), classes, level).to(device_of(net3d))
     scenes, targets = _labelled(scenes, targets, level)
     model.start(scenes, targets)
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
