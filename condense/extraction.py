@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
@@ -25,7 +27,7 @@ def condense_scene(model: SparseModel, scene: VoxelScene, count: int = 256) -> K
     Args:
         model: in evaluation mode.
         scene: the voxels.
-        count: at most so many key points, spread over the scene (see `spread_maxima`).
+        count: at most so many key points, spread over the scene (see `best_spread`).
     """
     return condense_features(model, scene, voxel_features(model.dense.net3d, [scene])[0], count)
 
@@ -90,9 +92,27 @@ def describe_images(model: SparseModel, images: Sequence[Tensor]) -> tuple[Tenso
 
 
 def _decorated(scene: VoxelScene, descriptors: Tensor, scores: Tensor, count: int) -> KeyPoints:
-    kept = spread_maxima(scene.centres, scores, count)
-    normals = voxel_normals(scene)[kept]
-    return KeyPoints(scene.centres[kept], normals, scores[kept], descriptors[kept], scene.colour[kept])
+    return best_spread(KeyPoints(scene.centres, voxel_normals(scene), scores, descriptors, scene.colour), count)
+
+
+def best_spread(points: KeyPoints, count: int = 256) -> KeyPoints:
+    """`count` of a scene's key points that are far apart (`spread_maxima`), standing for all: see `merged`.
+
+    No score silences its near equals here: they lie side by side, and would leave the rest of a scene bare.
+    """
+    rows = spread_maxima(points.positions, points.scores, count, robustness=1.0)
+    return merged(points, rows) if len(rows) < len(points) else points[rows]
+
+
+def merged(points: KeyPoints, rows: Tensor) -> KeyPoints:
+    """Some of a scene's key points, each with the mean descriptor, of unit length, of all those nearest to it.
+
+    What is left out still counts, and chance does not decide which voxel of a surface describes it.
+    """
+    kept = points[rows]
+    _, nearest = cKDTree(kept.positions.numpy()).query(points.positions.numpy())
+    sums = torch.zeros_like(kept.descriptors).index_add_(0, torch.from_numpy(nearest), points.descriptors)
+    return replace(kept, descriptors=normalize(sums, dim=1))
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ class Answer:
     Args:
         name: of the scene.
         score: in [0, 1], how likely it is the right one: a logistic function of `features`.
-        similarity: mean over the query's key points of the highest cosine with one of the scene's.
+        similarity: see `local_similarity`.
         features: [4] similarity; margin, by which it ranks before the best other scene (negative: behind);
             fit; log(1 + inliers). The last two are 0 for a scene that was not verified. Fit is the agreement of an
             image's key points with the scene's (`posesearch.agreement`), the share of matches between two scenes that
@@ -69,11 +69,17 @@ def coarse_similarity(query: Tensor, pooled: Tensor) -> Tensor:
     return (pooled.flatten(0, 1) @ query.T).view(*pooled.shape[:2], -1).amax(dim=1).mean(dim=1)
 
 
-def local_similarity(query: Tensor, stores: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Similarity [S] of key points [Q, D] to each of S scenes, descriptors [K_s, D], and all cosines [K_s, Q]."""
+def local_similarity(query: Tensor, stores: Sequence[Tensor], worst: float = 1.0) -> tuple[Tensor, list[Tensor]]:
+    """Similarity [S] of key points [Q, D] to each of S scenes, descriptors [K_s, D], and all cosines [K_s, Q].
+
+    It is the mean of the highest cosines of those key points that the scene explains worst, a share `worst` of them:
+    a partial Hausdorff distance (Huttenlocher, Klanderman and Rucklidge 1993) with a mean in place of the quantile.
+    """
+    count = max(1, round(worst * len(query)))
     bank = torch.cat(list(stores)).float()
     cosines = (bank @ query.T).split([len(store) for store in stores])
-    return torch.stack([cosine.amax(dim=0).mean() for cosine in cosines]), list(cosines)
+    explained = [cosine.amax(dim=0).topk(count, largest=False).values.mean() for cosine in cosines]
+    return torch.stack(explained), list(cosines)
 
 
 def calibrate(features: ArrayLike, correct: ArrayLike) -> list[float]:

@@ -68,7 +68,7 @@ def exhaustive(repository: SceneRepository, query: ImageKeyPoints, block: int = 
     names, best = repository.names, []
     for start in range(0, len(names), block):
         stores = [repository.scene(name).descriptors for name in names[start : start + block]]
-        best.append(local_similarity(query.descriptors, stores)[0])
+        best.append(local_similarity(query.descriptors, stores, worst=0.25)[0])  # as `query_image` does
     return names[int(torch.cat(best).argmax())]
 
 

@@ -54,7 +54,8 @@ class SceneQueries(ABC):
         shortlist: int = 50,
         verify: int = 2,
         max_error: float = 0.03,
-        weight: float = 0.1,
+        weight: float = 0.02,
+        worst: float = 0.25,
         seed: int = 0,
     ) -> list[Answer]:
         """The scenes that an image may show, best first; [] for an image with no key points.
@@ -70,13 +71,16 @@ class SceneQueries(ABC):
             verify: scenes whose geometry is, at most; they have poses.
             max_error: reprojection error of an inlier, as a share of the longer side of the image.
             weight: of agreement against similarity: among small images it only decides between near equals.
+            worst: share of the key points that similarity goes by, those that a scene explains worst: near-duplicates
+                differ in a part. 1 takes all, for an image that shows much that its scene may lack.
             seed: of RANSAC.
 
         Raises:
             ValueError: the descriptors do not fit, or K is no matrix of intrinsics.
         """
         posed = in_image(keypoints, K, max_error, weight, seed)
-        answers = self._query("image", keypoints.descriptors, keypoints.scores, posed, shortlist, verify, most=weight)
+        arguments = (keypoints.descriptors, keypoints.scores, posed, shortlist, verify)
+        answers = self._query("image", *arguments, most=weight, worst=worst)
         if answers:
             answers[0] = polished(answers[0], keypoints, self.scene(answers[0].name), K, max_error)
         return answers[:top]
@@ -115,6 +119,7 @@ class SceneQueries(ABC):
         shortlist: int,
         verify: int,
         most: float = np.inf,
+        worst: float = 1.0,
         leave_out: Collection[str] = (),
     ) -> list[Answer]:
         """The answers from the shortlist, in order; `most`: what geometry adds to a scene's rank at most."""
@@ -124,7 +129,7 @@ class SceneQueries(ABC):
         names = self._shortlist(query, scores, shortlist, leave_out)
         if not names:
             return []
-        similarity, cosines = local_similarity(query, self._descriptors(names))
+        similarity, cosines = local_similarity(query, self._descriptors(names), worst)
         poses: list[NDArray[np.float64] | None] = [None] * len(names)
         inliers, fit, bonus = [np.zeros((0, 2), dtype=np.int64)] * len(names), *np.zeros((2, len(names)))
         first = -np.inf

@@ -131,6 +131,8 @@ def test_similarities_match_plain_loops(generator):
     plain = [sum(max(float(q @ d) for d in store) for q in query) / 5 for store in stores]
     np.testing.assert_allclose(similarity, plain, atol=1e-5)
     assert [c.shape for c in cosines] == [(3, 5), (7, 5)]
+    plain = [sum(sorted(max(float(q @ d) for d in store) for q in query)[:2]) / 2 for store in stores]
+    np.testing.assert_allclose(local_similarity(query, stores, worst=0.4)[0], plain, atol=1e-5)
     pooled = torch.stack([store[:3] for store in stores])
     plain = [sum(max(float(q @ d) for d in store[:3]) for q in query) / 5 for store in stores]
     np.testing.assert_allclose(coarse_similarity(query, pooled), plain, atol=1e-5)

@@ -234,7 +234,7 @@ def test_scores_and_descriptors_of_images_are_carried_to_the_voxels(model, captu
     assert int(known.sum()) > 0
     assert torch.allclose(scores[known], torch.tensor(0.5), atol=1e-4)
     assert torch.allclose(descriptors[known][:, 3], torch.tensor(1.0), atol=1e-4)
-    points = condense_views(model, links.scene, links.views[:1], 40)
+    points = condense_views(model, links.scene, links.views[:1], len(links.scene))  # none stands for others
     hidden = lift_views(model, links.scene, links.views[:1])[2] <= SEEN
     where = torch.cdist(points.positions, links.scene.centres).argmin(1)
     assert int(hidden.sum()) > 0 and bool((points.descriptors[~hidden[where], 3] > 0.99).all())

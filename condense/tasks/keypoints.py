@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from condense.devices import open_device
-from condense.extraction import condense_scene, condense_views, describe_images, detect_images
+from condense.extraction import best_spread, condense_scene, condense_views, describe_images, detect_images, merged
 from condense.keypoints import ImageKeyPoints, KeyPoints, spread_maxima, stored_bytes
 from condense.links import LinkedView, Links, load_links
 from condense.metrics import interval
@@ -161,12 +161,12 @@ def scene_points(
     """
     every = condense_views(model, scene, known, len(scene))
     rows = {
-        "condense": spread_maxima(every.positions, every.scores, SCENE),
         "random_voxels": torch.from_numpy(rng.permutation(len(every))[:SCENE]),
         "grid_voxels": grid_voxels(every.positions, SCENE),
         "farthest_voxels": spread(every.positions, SCENE),
     }
-    return {"voxels_alone": condense_scene(model, scene, SCENE)} | {name: every[some] for name, some in rows.items()}
+    own = {"voxels_alone": condense_scene(model, scene, SCENE), "condense": best_spread(every, SCENE)}
+    return own | {name: merged(every, some) for name, some in rows.items()}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from torch.nn.functional import normalize
 
 from condense.captures.capture import Capture
 from condense.devices import open_device
+from condense.extraction import best_spread
 from condense.keypoints import KeyPoints, load_keypoints
 from condense.language import (
     Bank,
@@ -55,7 +56,6 @@ from condense.tasks.described import Described, describe, learns
 from condense.tasks.grounding import Scores, Vectors, by_name, grounding, name_voxels
 from condense.tasks.matching import max_similarity
 from condense.tasks.pointclouds import read_points
-from condense.tasks.scenes import best_spread
 from condense.tasks.segmentation import voxel_labels
 
 METHODS = ("condense", "lift", "pooled_teacher")  # that learn a map

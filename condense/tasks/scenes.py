@@ -28,8 +28,8 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from condense.backbone2d import load_backbone
 from condense.devices import device_of, open_device
-from condense.extraction import condense_features, condense_views, detect_images
-from condense.keypoints import ImageKeyPoints, KeyPoints, load_keypoints, save_keypoints, spread_maxima
+from condense.extraction import best_spread, condense_features, condense_views, detect_images
+from condense.keypoints import ImageKeyPoints, KeyPoints, load_keypoints, save_keypoints
 from condense.links import Links, as_batch, load_links
 from condense.model import new_model
 from condense.params import SparseParams
@@ -169,11 +169,6 @@ def condensed(describer: Describer, paths: Sequence[Path], kept: Path) -> dict[s
         links = (load_links(path, ("train",)) for path in paths)
         save_keypoints(kept, {scene.name: describer.scene(scene, max(COUNTS)) for scene in links})
     return load_keypoints(kept)  # type: ignore[return-value]
-
-
-def best_spread(scene: KeyPoints, count: int = POINTS) -> KeyPoints:
-    """The key points that a repository keeps of a scene."""
-    return scene[spread_maxima(scene.positions, scene.scores, count)]
 
 
 def repository_of(scenes: Mapping[str, KeyPoints], plan: Plan, points: int = POINTS) -> SceneRepository:
