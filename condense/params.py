@@ -194,6 +194,7 @@ class SparseParams:
     seen_at_least: float = 0.01
     head_lr: float = 2e-3
     net3d_lr: float = 1e-3
+    student_lr: float = 2e-3  # 0 leaves the image network as it is
     weight_decay: float = 0.01
     clip: float = 1.0
     any_angle: float = 0.5  # share of copies turned by any angle; the others by quarter turns

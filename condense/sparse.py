@@ -122,12 +122,10 @@ class SparseModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.image_head, self.voxel_head = ImageHead(model.student.dim), VoxelHead(model.student.dim)
-        model.student.requires_grad_(False)
 
     def image_maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Dense features [B, D, h, w], and what `ImageHead` makes of them, of images [B, 3, H, W] in [0, 1]."""
-        with torch.no_grad():
-            dense = self.dense.student(images)
+        dense = self.dense.student(images)
         return dense, *self.image_head(images, dense)
 
 

@@ -1,4 +1,4 @@
-"""Key-point training on top of the dense networks: the image network stays as it is, the 3D network goes on learning.
+"""Key-point training on top of the dense networks: both networks go on learning, in the same space.
 
 Terms, of a pixel u of one view, the same place t carried to the voxels from the other views, and its voxel v:
 
@@ -10,7 +10,7 @@ Terms, of a pixel u of one view, the same place t carried to the voxels from the
   as R2D2 (Revaud et al., NeurIPS 2019) has them between two images;
 - `lift`: 2D and 3D scores agree through the ray operator: voxels with the mean of the 2D scores that the operator's
   transpose carries to them, and rendered voxels with the 2D scores;
-- `dense`: agreement and voxel targets of dense pre-training, which keep the 3D network what it is.
+- `dense`: agreement and voxel targets of dense pre-training, which keep the networks what they are.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Maps = list[tuple[Tensor, Tensor, Tensor]]  # of each image: dense [D, h, w], de
 def sparse_losses(
     model: SparseModel, batch: SparseBatch, params: SparseParams, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The terms of one step, each a scalar; differentiable in the heads and in the 3D network."""
+    """The terms of one step, each a scalar; differentiable in the heads and in both networks."""
     features = batch_features(model.dense.net3d, batch.voxels, batch.visible)  # [N of both copies, D]
     described, voxel_logits = model.voxel_head(features)
     maps = image_maps(model, batch.images)
@@ -280,7 +280,7 @@ def dense_loss(
 def train_sparse(
     folder: Path, dense: Path, links: Sequence[Path], params: SparseParams, seed: int, stop: int | None = None
 ) -> Path:
-    """Trains the heads and the 3D network of one seed; picks up its newest checkpoint. One job of `parallel_map`.
+    """Trains the heads and both networks of one seed; picks up its newest checkpoint. One job of `parallel_map`.
 
     Args:
         folder: of this seed; gets the model (`save_sparse`), `history.json` and, meanwhile, checkpoints.
@@ -317,12 +317,14 @@ def train_sparse(
 
 
 def make_optimizer(model: SparseModel, params: SparseParams) -> torch.optim.AdamW:
-    """AdamW: one learning rate for the heads, and one for the 3D network."""
+    """AdamW: one learning rate for the heads, and one for each network; an image network with a rate of 0 is frozen."""
+    student = model.dense.student.requires_grad_(params.student_lr > 0)
     parts: list[tuple[list[nn.Parameter], float]] = [
         ([*model.image_head.parameters(), *model.voxel_head.parameters()], params.head_lr),
         (list(model.dense.net3d.parameters()), params.net3d_lr),
+        ([p for p in student.parameters() if p.requires_grad], params.student_lr),
     ]
-    groups = [{"params": some, "lr": rate, "base": rate} for some, rate in parts]
+    groups = [{"params": some, "lr": rate, "base": rate} for some, rate in parts if some]
     return torch.optim.AdamW(groups, weight_decay=params.weight_decay, foreach=True)
 
 
@@ -342,7 +344,7 @@ def train_step(
     terms = sparse_losses(model, batch, params, generator)
     optimizer.zero_grad(set_to_none=True)
     torch.stack([getattr(params, f"{name}_weight") * term for name, term in terms.items()]).sum().backward()
-    for part in (model.dense.net3d, model.image_head, model.voxel_head):
+    for part in (model.dense.net3d, model.dense.student, model.image_head, model.voxel_head):
         nn.utils.clip_grad_norm_(part.parameters(), params.clip)
     optimizer.step()
     return {name: term.detach() for name, term in terms.items()}

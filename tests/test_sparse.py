@@ -168,8 +168,7 @@ def test_every_part_gets_a_gradient(model, batch):
     assert set(terms) == {"match", "reliable", "distinct", "lift", "dense"}
     assert all(getattr(SMALL, f"{name}_weight") > 0 for name in terms)
     torch.stack(list(terms.values())).sum().backward()
-    assert all(p.grad is None for p in model.dense.student.parameters())
-    for part in (model.dense.net3d, model.image_head, model.voxel_head):
+    for part in (model.dense.net3d, model.dense.student, model.image_head, model.voxel_head):
         assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in part.parameters())
 
 
@@ -256,6 +255,16 @@ def test_a_killed_run_ends_with_the_same_numbers(captures, tmp_path):
     for name in ("heads.safetensors", "net3d.safetensors", "student.safetensors", "history.json"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
     assert not list(killed.glob("step_*"))
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-3])
+def test_the_image_network_learns_at_its_rate(captures, rate):
+    params = dataclasses.replace(SMALL, student_lr=rate)
+    model = SparseModel(new_model(tiny_teacher(), 0)).train()
+    before = [p.clone() for p in model.dense.student.parameters()]
+    train_step(model, make_optimizer(model, params), captures, params, 0, 1)
+    same = [torch.equal(p, old) for p, old in zip(model.dense.student.parameters(), before, strict=True)]
+    assert all(same) if rate == 0 else not any(same)
 
 
 def test_training_makes_pixels_find_their_voxels(captures, tmp_path):
