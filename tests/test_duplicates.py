@@ -15,7 +15,16 @@ from condense.overlays import laid_over
 from condense.sparse import SparseModel, save_sparse
 from condense.synthetic.primitives import rotation
 from condense.tasks.duplicatemetrics import IGNORED, NEGATIVE, duplicate_metrics, examples, pair_kinds, precision_recall
-from condense.tasks.duplicates import POSITIVE, Found, Item, benchmark_items, by_vectors, found_by_model, shortlisted
+from condense.tasks.duplicates import (
+    POSITIVE,
+    Found,
+    Item,
+    benchmark_items,
+    by_parts,
+    by_vectors,
+    found_by_model,
+    shortlisted,
+)
 from condense.variantset import cropped, rotated
 from condense.voxels import VoxelScene
 
@@ -190,11 +199,20 @@ def test_equal_scores_count_as_misses():
 
 
 def test_a_shortlist_holds_each_scenes_nearest():
-    vectors = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
-    assert shortlisted([vectors], 1) == [(0, 1), (2, 3)]
-    other = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.1, 0.9]])
-    assert shortlisted([vectors, other], 2) == [(0, 1), (0, 2), (1, 3), (2, 3)]
-    assert len(shortlisted([vectors], 9)) == 6 and by_vectors(vectors).score[0, 1] > 0.99
+    one = by_vectors(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])).score
+    assert shortlisted([one], 1) == [(0, 1), (2, 3)]
+    other = by_vectors(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.1, 0.9]])).score
+    assert shortlisted([one, other], 2) == [(0, 1), (0, 2), (1, 3), (2, 3)]
+    assert len(shortlisted([one], 9)) == 6 and one[0, 1] > 0.99
+
+
+def test_a_part_is_found_in_the_whole():
+    whole = described(lump())
+    half = whole[torch.arange(len(whole) // 2)]
+    other = dataclasses.replace(whole, descriptors=-whole.descriptors)
+    similarity = by_parts([whole, half, other], parts=4)
+    np.testing.assert_allclose(similarity, similarity.T)
+    assert similarity[0, 1] > 0.2 + max(similarity[0, 2], similarity[1, 2])
 
 
 def test_a_model_finds_a_repeated_capture_from_files(tmp_path):

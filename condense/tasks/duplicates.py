@@ -1,6 +1,6 @@
 """Which scenes of a repository are the same one? Re-captured, recoloured, turned, cropped, or overlapping in part.
 
-A method shortlists each scene's nearest others by one or two vectors a scene; only those pairs are compared in full:
+A method shortlists each scene's nearest others by a few vectors a scene; only those pairs are compared in full:
 key points are matched, the scenes laid over each other, and the alignment judged by what is where (`alignment`).
 
 - `condense`: key points of the scene model.
@@ -29,7 +29,7 @@ from condense.extraction import condense_scene
 from condense.geometrydescriptor import shape_keypoints
 from condense.keypoints import KeyPoints
 from condense.links import Links, load_links
-from condense.ranking import pool
+from condense.ranking import coarse_similarity, pool
 from condense.sparse import load_sparse
 from condense.tasks.descriptors import shape_histogram
 from condense.variantset import Derived, cropped, overlapping, recoloured, rotated
@@ -39,6 +39,7 @@ Array = NDArray[np.float64]
 POSITIVE = ("again", "recoloured", "rotated", "cropped", "overlap")
 POINTS = 256  # key points a scene
 SHORTLIST = 12  # others that a scene is compared with in full
+PARTS = 8  # pooled vectors of a scene that shortlists go by
 # Weights of the evidence of an alignment, and the bias: logistic regression on variants of validation captures.
 DECISION = {
     "condense": (4.10, -4.89, -1.09, -0.04, 0.25, 9.78, -9.22, -8.69),
@@ -123,18 +124,27 @@ def by_vectors(vectors: Tensor) -> Found:
     return Found((unit @ unit.T).numpy(), 0, {})
 
 
-def shortlisted(vectors: Sequence[Tensor], count: int = SHORTLIST) -> list[tuple[int, int]]:
-    """The pairs (a, b), a < b, of which one is among the nearest of the other, by cosine of either kind of vector.
+def by_parts(points: Sequence[KeyPoints], parts: int = PARTS) -> Array:
+    """[N, N] how well the pooled vectors of one scene are found among those of the other, the better way round.
+
+    A part of a scene is found in the whole, whose mean is another; `parts` vectors a scene.
+    """
+    vectors = torch.stack([pool(some.descriptors, some.scores, parts) for some in points])
+    found = torch.stack([coarse_similarity(some, vectors) for some in vectors])
+    return torch.maximum(found, found.T).double().numpy()
+
+
+def shortlisted(similarities: Sequence[Array], count: int = SHORTLIST) -> list[tuple[int, int]]:
+    """The pairs (a, b), a < b, of which one is among the nearest of the other, by either kind of similarity.
 
     Args:
-        vectors: [N, D] of each kind; each gives an equal part of
+        similarities: [N, N] of each kind; each gives an equal part of
         count: the others that a scene is compared with.
     """
     pairs = set()
-    for some in vectors:
-        similarity = by_vectors(some).score
-        np.fill_diagonal(similarity, -np.inf)
-        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : min(count // len(vectors), len(some) - 1)]
+    for similarity in similarities:
+        others = np.where(np.eye(len(similarity), dtype=bool), -np.inf, similarity)
+        nearest = np.argsort(-others, axis=1, kind="stable")[:, : min(count // len(similarities), len(others) - 1)]
         pairs |= {(min(a, int(b)), max(a, int(b))) for a, row in enumerate(nearest) for b in row}
     return sorted(pairs)
 
@@ -142,7 +152,7 @@ def shortlisted(vectors: Sequence[Tensor], count: int = SHORTLIST) -> list[tuple
 def by_alignment(scenes: Sequence[VoxelScene], points: Sequence[KeyPoints], weights: Sequence[float]) -> Found:
     """Pairs of shortlisted scenes, by the evidence of their alignment.
 
-    The shortlist goes by pooled descriptors and by `shape_histogram`, which recolouring leaves as it is.
+    The shortlist goes by parts (`by_parts`) and by `shape_histogram`, which recolouring leaves as it is.
 
     Args:
         scenes: N of them.
@@ -150,8 +160,7 @@ def by_alignment(scenes: Sequence[VoxelScene], points: Sequence[KeyPoints], weig
         weights: of the pieces of evidence, and the bias: the score is the log odds of being one.
     """
     shapes = [Shape.of(scene, some) for scene, some in zip(scenes, points, strict=True)]
-    pooled = torch.cat([pool(some.descriptors, some.scores, 1) for some in points])
-    pairs = shortlisted([pooled, shape_vectors(scenes)])
+    pairs = shortlisted([by_parts(points), by_vectors(shape_vectors(scenes)).score])
     score = np.full((len(scenes), len(scenes)), -np.inf)
     poses = {}
     for a, b in pairs:
