@@ -17,10 +17,14 @@ from test_backbone3d import (
 )
 from test_rayoperator import GRIDS, SIZE, make_cameras, make_scene
 from torch.nn import functional
+from toys import toy_scene
 
 from condense.backbone3d import SparseUNet
+from condense.devices import device_of
 from condense.rayoperator import build_operator
 from condense.spconv_cpu import load_spconv
+from condense.tasks.descriptors import describe
+from condense.tasks.finetune import finetune
 from condense.voxels import VoxelScene
 
 pytestmark = [
@@ -68,6 +72,16 @@ def test_whole_unet_is_its_dense_twin(generator):
     assert_near(x_cuda.grad, x.grad, 1e-3)
     for actual, wanted in zip(on_cuda.parameters(), model.parameters(), strict=True):
         assert_near(actual.grad, wanted.grad, 1e-3)
+
+
+def test_benchmarks_describe_and_fine_tune_there():
+    scenes, targets = [toy_scene(seed) for seed in range(4)], [torch.tensor(seed % 2) for seed in range(4)]
+    net3d = SparseUNet(channels=(16, 24, 32), out_channels=16, seed=3)
+    on_cuda = copy.deepcopy(net3d).cuda()
+    assert_near(torch.from_numpy(describe(on_cuda, scenes)), torch.from_numpy(describe(net3d, scenes)), 1e-3)
+    model = finetune(on_cuda, scenes, targets, 2, steps=20, batch=4, lr=1e-3, seed=0, level="scene")
+    assert device_of(model).type == "cuda"
+    assert all(torch.equal(found, wanted) for found, wanted in zip(model.predict(scenes), targets, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
