@@ -2,8 +2,8 @@
 
 What makes it fast on a CPU: masks carve a visual hull before anything is fitted; resolution doubles from stage to
 stage, and each stage keeps only voxels that the rays of the one before could see; where the samples of all rays
-fit into memory they are laid out once, in random order of pixels, so that a batch is a slice; and interpolation
-goes backward as a sparse product.
+fit into memory and are met more than once they are laid out once, in random order of pixels, so that a batch is a
+slice; and interpolation goes backward as a sparse product.
 """
 
 from __future__ import annotations
@@ -98,8 +98,10 @@ def fit_field(views: Views, params: FieldsParams, seed: int, device: torch.devic
         field = _start(stage, field, views, params)
         if masked and done == 0:  # rays beside the hull have nothing to say, now or later
             stage.rays = rays = _that_hit(stage)
-        stage.lay_out()
-        field = _descend(field, stage, params, (done, done + steps), masked)
+        batches = max(1, round(len(rays.target) / params.pixels))
+        if steps >= 2 * batches:  # else most are met once
+            stage.lay_out()
+        field = _descend(field, stage, params, (done, done + steps), batches, masked)
         done += steps
     assert field is not None
     seen = visible_voxels(field, rays, limit=400_000)  # nothing can be said of the others
@@ -178,14 +180,15 @@ def _that_hit(stage: _Stage) -> TrainingRays:
     return TrainingRays(rays.origins[of_ray], rays.directions[of_ray], first, rays.target[pixel])
 
 
-def _descend(field: Field, stage: _Stage, params: FieldsParams, span: tuple[int, int], masked: bool) -> Field:
-    """Gradient steps `span[0]` to `span[1]` of the whole fit, on one stage."""
+def _descend(
+    field: Field, stage: _Stage, params: FieldsParams, span: tuple[int, int], batches: int, masked: bool
+) -> Field:
+    """Gradient steps `span[0]` to `span[1]` of the whole fit, on one stage; its pixels make so many batches."""
     density, colour, background = (t.clone().requires_grad_() for t in (field.density, field.colour, field.background))
     adam = _Adam([density, colour, background], [params.density_lr, params.colour_lr, 0.01])
     smooth = _Smoothness(stage.index, stage.coords, stage.generator)
     rays, total = stage.rays, sum(params.steps)
     pixels = len(rays.target)
-    batches = max(1, round(pixels / params.pixels))
     for step in range(*span):
         batch = step % batches
         a, b = pixels * batch // batches, pixels * (batch + 1) // batches

@@ -15,6 +15,7 @@ from condense.grid import Grid
 from condense.params import FieldsParams
 
 NEAR = 0.25  # of the distance from the cameras to what they look at: nearer to a camera nothing is looked for
+SPAN = 0.8  # half the first box, of the largest distance: farther off, masks that carve nothing leave only fog
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def choose_grid(views: Views, params: FieldsParams) -> Grid:
     centres, focus = views.cameras.centres, look_point(views.cameras)
     distance = (centres - focus).norm(dim=1)
     if views.masks is not None:
-        low, high = focus - 0.6 * distance.max(), focus + 0.6 * distance.max()
+        low, high = focus - SPAN * distance.max(), focus + SPAN * distance.max()
         for _ in range(2):  # the second time around the first box
             grid = refined(box_grid(low, high), 32)
             inside = visual_hull(views, grid).nonzero()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from condense.captures.choose import choose, for_training
-from condense.captures.reader import read_captures
+from condense.captures.catalogue import load_captures
+from condense.captures.choose import for_training
 from condense.distributed import rank, wait_for_all
 from condense.parallel import set_threads
 from condense.pretrain import pretrain_seed
@@ -50,7 +50,7 @@ def pretrain_together(study: Run, seed: int) -> Path:
     """
     params = study.params
     links, teacher = study.artifact("links"), study.artifact("teacher") / "teacher.safetensors"
-    captures = for_training(choose(read_captures(study.captures, verify=False)[0], params.captures.per_class))
+    captures = for_training(load_captures(study.artifact("captures.json"), study.captures))
     paths = [path for c in captures if (path := links / f"{c.name}.safetensors").exists()]
     settings = (params.pretrain, params.seed, [path.name for path in paths])
     if rank() == 0:  # it may empty the folder

@@ -196,10 +196,10 @@ def test_image_on_its_side_follows_the_intrinsics(tmp_path):
         np.testing.assert_array_equal(capture.load([i]).images[0], np.asarray(picture(i)))
 
 
-def test_unverified_reading_raises_on_load(tmp_path):
+def test_a_file_damaged_later_raises_on_load(tmp_path):
     content = make(tmp_path)
+    capture = read_capture(tmp_path)
     truncated_png(tmp_path, content)
-    capture = read_capture(tmp_path, verify=False)
     assert len(capture.frames) == 9
     with pytest.raises(CaptureError, match=r"images/003.png.*Remedy"):
         capture.load([3])

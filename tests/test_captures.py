@@ -320,7 +320,7 @@ def test_real_captures(shared):
 
 
 def test_fast_decoding_agrees_with_slow(shared):
-    fox = read_capture(shared / "captures/fox", verify=False)
+    fox = read_capture(shared / "captures/fox")
     slow = fox.load([10]).images[0].astype(np.float32)
     fast = fox.load([10], max_side=240).images[0]
     error = area_resize(slow, (135, 240), (slow.shape[1], slow.shape[0])) - fast

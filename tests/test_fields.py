@@ -96,7 +96,7 @@ class TestFit:
         assert all(np.isfinite(psnr_db(field, views))) and len(field.coords) > 0
 
     def test_real_photographs(self, shared):
-        capture = read_capture(shared / "captures" / "fox", verify=False)
+        capture = read_capture(shared / "captures" / "fox")
         views = capture.load(capture.views("train")[::6], max_side=24)
         field = fit_field(views, dataclasses.replace(QUICK, resolutions=(16,), steps=(10,), pixels=500), seed=0)
         assert field.grid.contracted and np.mean(psnr_db(field, views)) > 8

@@ -125,8 +125,7 @@ class Capture:
             max_side: the longer side gets at most so many pixels (area averages); None or 0 keeps the size.
 
         Raises:
-            CaptureError: an image cannot be decoded; only where the capture was read with `verify=False`, or
-                the file has changed since.
+            CaptureError: an image cannot be decoded: its file has changed since the capture was read.
         """
         chosen = list(range(len(self.frames))) if views is None else list(views)
         cameras = self.cameras[chosen]

@@ -50,26 +50,27 @@ class UnsoundError(ValueError):
         self.finding = Finding(file, problem, remedy)
 
 
-def sound_views(folder: Folder, listed: tuple[Listed, ...], verify: bool) -> tuple[list[Sound], list[Finding]]:
+def sound_views(folder: Folder, listed: tuple[Listed, ...]) -> tuple[list[Sound], list[Finding]]:
     """The views that can be used, and what is wrong with the others.
+
+    Every image is decoded to its end (JPEG at an eighth), which alone finds truncated files.
 
     Args:
         folder: of the capture.
         listed: what the camera files say.
-        verify: decode every image to its end (JPEG at an eighth), which alone finds truncated files.
     """
     views: list[Sound] = []
     findings: list[Finding] = []
     seen: dict[str, str] = {}  # path or digest of the content → image
     for entry in listed:
         try:
-            views.append(_check(folder, entry, verify, seen, findings))
+            views.append(_check(folder, entry, seen, findings))
         except UnsoundError as unsound:
             findings.append(unsound.finding)
     return views, findings
 
 
-def _check(folder: Folder, entry: Listed, verify: bool, seen: dict[str, str], findings: list[Finding]) -> Sound:
+def _check(folder: Folder, entry: Listed, seen: dict[str, str], findings: list[Finding]) -> Sound:
     image, lens = _present(folder, entry.image, entry.source), entry.lens
     if image in seen:
         raise UnsoundError(image, "is listed twice; the first entry is used", f"delete one entry from {entry.source}")
@@ -84,9 +85,9 @@ def _check(folder: Folder, entry: Listed, verify: bool, seen: dict[str, str], fi
             raise UnsoundError(image, f"holds the same bytes as {first}", "keep one of the two photographs")
         findings += _check_size(image, data, lens, entry.source)
         undistorted(lens)
-        transparent = not verify or _transparent(data)
-    mask = _companion(folder, entry.mask, lens, entry.source, verify, labels=False)
-    labels = _companion(folder, entry.labels, lens, entry.source, verify, labels=True)
+        transparent = _transparent(data)
+    mask = _companion(folder, entry.mask, lens, entry.source, labels=False)
+    labels = _companion(folder, entry.labels, lens, entry.source, labels=True)
     return Sound(image, mask, labels, entry.split, lens, pose, transparent)
 
 
@@ -160,7 +161,7 @@ def _transparent(data: bytes) -> bool:
     return colour.shape[2] == 4 and int(colour[:, :, 3].min()) < 255
 
 
-def _companion(folder: Folder, name: str | None, lens: Lens, source: str, verify: bool, labels: bool) -> str | None:
+def _companion(folder: Folder, name: str | None, lens: Lens, source: str, labels: bool) -> str | None:
     """The mask or label map of a view, checked like its image."""
     if name is None:
         return None
@@ -168,8 +169,8 @@ def _companion(folder: Folder, name: str | None, lens: Lens, source: str, verify
     with _blaming(file, source):
         data = folder.read(file)
         size, _ = header(data)
-        decoded = decode(data)[0] if verify else None
-        if decoded and labels:
+        decoded = decode(data)[0]
+        if labels:
             to_labels(decoded)
     if size != lens.size:
         problem = "is {} x {} pixels but its image {} x {}".format(*size, *lens.size)

@@ -25,14 +25,12 @@ from condense.captures.transforms import find_transforms, read_transforms
 MIN_TRAIN = 5  # views; fewer do not pin down a field
 
 
-def read_capture(path: Path, test_every: int = 8, verify: bool = True, name: str | None = None) -> Capture:
+def read_capture(path: Path, test_every: int = 8, name: str | None = None) -> Capture:
     """Reads one capture.
 
     Args:
         path: a folder or .zip with `transforms.json` (or `transforms_train.json`, ...) or a COLMAP model.
         test_every: where the files name no test views, every so many views sorted by name are test views.
-        verify: decode every image now, so that damaged files become findings. Without it (fast) they raise
-            when loaded.
         name: of the capture; None takes the folder's.
 
     Raises:
@@ -47,7 +45,7 @@ def read_capture(path: Path, test_every: int = 8, verify: bool = True, name: str
     except OSError as error:
         raise CaptureError(name, [Finding(path.name, str(error), "check the path and the file")]) from error
     findings = [*listing.findings, *findings]
-    views, problems = sound_views(folder, listing.views, verify)
+    views, problems = sound_views(folder, listing.views)
     findings += problems + unlisted_images(folder, listing)
     views, problems = _with_masks(views)
     views, more = _with_splits(sorted(views, key=lambda view: view.image), test_every)
@@ -162,7 +160,7 @@ def _walk(directory: Path, above: frozenset[Path] = frozenset()) -> Iterator[Pat
             yield child
 
 
-def read_captures(folder: Path, test_every: int = 8, verify: bool = True) -> tuple[list[Capture], list[CaptureError]]:
+def read_captures(folder: Path, test_every: int = 8) -> tuple[list[Capture], list[CaptureError]]:
     """Every capture below `folder`, and why others cannot be used; both sorted by name.
 
     A folder that is itself a capture is the one capture. Arguments are those of `read_capture`.
@@ -181,7 +179,7 @@ def read_captures(folder: Path, test_every: int = 8, verify: bool = True) -> tup
         name = f"{name}.zip" if name in taken else name  # beside a folder of the same name
         taken.add(name)
         try:
-            captures.append(read_capture(path, test_every, verify, name))
+            captures.append(read_capture(path, test_every, name))
         except CaptureError as error:
             set_aside.append(error)
     return sorted(captures, key=lambda c: c.name), sorted(set_aside, key=lambda s: s.name)
