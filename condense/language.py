@@ -30,6 +30,7 @@ NUMBERS = "no|one|two|three|four|five|six"
 _BETWEEN = re.compile(
     rf"\s*(?:[,:;.]|\b(?:with|which|that|has|have|in)\b|\band\b(?=\s+(?:a|an|the|{NUMBERS})\b))\s*", re.IGNORECASE
 )
+SHADES = 6  # numbers that `with_colour` adds
 REFERENCE = 1024  # features of training captures that the heat of a phrase is compared with
 
 
@@ -50,6 +51,24 @@ class Bank:
     def __getitem__(self, rows: Tensor | NDArray[np.integer]) -> Bank:
         """Some of the scenes."""
         return Bank(self.centres[rows], self.shares[rows], self.means[rows])
+
+
+def with_colour(features: Tensor, colour: Tensor) -> Tensor:
+    """What is told in words of voxels, cells or key points: their features, and their colour beside them.
+
+    Features are trained to stay the same in any light, while captions name colours. Each channel c becomes the point
+    (cos, sin) of pi c: of two results the product is the mean of the features' cosine and the colours' likeness.
+
+    Args:
+        features: [N, D].
+        colour: [N, 3] RGB in [0, 1].
+
+    Returns:
+        [N, D + SHADES] unit vectors.
+    """
+    angle = torch.pi * colour.float().clamp(0, 1)
+    shades = torch.cat([angle.cos(), angle.sin()], dim=1) / 3**0.5
+    return torch.cat([normalize(features.float(), dim=1), shades], dim=1) / 2**0.5
 
 
 def bank(features: Sequence[Tensor], centres: int) -> Bank:

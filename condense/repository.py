@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from condense import repositoryfiles as files
 from condense.keypoints import KeyPoints
-from condense.language import Bank, TextMap, bank, rank_scenes
+from condense.language import SHADES, Bank, TextMap, bank, rank_scenes, with_colour
 from condense.ranking import UNCALIBRATED, coarse_similarity, pool
 from condense.repositoryfiles import Index, Pack, Place
 from condense.scenequeries import SceneQueries
@@ -147,6 +147,8 @@ class SceneRepository(SceneQueries):
     ) -> list[tuple[str, float]]:
         """The scenes whose key points fit a text, best first: names and how far each stands out, in deviations.
 
+        Descriptors and colours are asked (`language.with_colour`).
+
         The first query after a change condenses every scene for texts, some milliseconds each.
 
         Args:
@@ -160,10 +162,12 @@ class SceneRepository(SceneQueries):
         Raises:
             ValueError: the text is empty or blank, or the map is of other descriptors.
         """
-        if text_map.reference.shape[1] != self.dim:
-            raise ValueError(f"the text map is of features of length {text_map.reference.shape[1]}, not {self.dim}")
+        if text_map.reference.shape[1] != self.dim + SHADES:
+            length = text_map.reference.shape[1] - SHADES
+            raise ValueError(f"the text map is of coloured features of length {length}, not {self.dim}")
         if self._entries and centres not in self._banks:
-            self._banks[centres] = bank(self._descriptors(self.names), centres)
+            scenes = map(self.scene, self.names)
+            self._banks[centres] = bank([with_colour(each.descriptors, each.colours) for each in scenes], centres)
         return rank_scenes(text, encoder, text_map, self.names, self._banks.get(centres), least)[:top]
 
     def set_calibration(self, kind: str, weights: list[float]) -> None:

@@ -199,8 +199,9 @@ SECTIONS = [
         "language",
         "Scenes asked for in words",
         "A map between a frozen sentence encoder and the features, learned from training captions alone, answers phrasings "
-        "that it never saw; classes, parts and phrases are told by words, without a label. <code>lift</code> and "
-        "<code>pooled_teacher</code> learn the same map on the frozen network's features. <code>captions</code> and "
+        "that it never saw; classes, parts and phrases are told by words, without a label. The map sees colours beside the "
+        "features. <code>lift</code> and <code>pooled_teacher</code> learn it on the frozen network's features and the same "
+        "colours, <code>colours</code> on nothing else. <code>captions</code> and "
         "<code>bag_of_words</code> read the captions of the asked-for captures, which no other method sees: what the words "
         "alone give.",
         (

@@ -7,6 +7,7 @@ from torch.nn.functional import normalize
 from toys import toy_links
 
 from condense.language import (
+    SHADES,
     TextMap,
     bank,
     encode_phrases,
@@ -18,6 +19,7 @@ from condense.language import (
     score_texts,
     stand_out,
     train_text_map,
+    with_colour,
 )
 from condense.languagefigures import Heat, heat_maps, ranked_scenes
 from condense.languagequeries import attribute_queries, caption_queries, count_queries, part_phrases, relation_queries
@@ -56,7 +58,9 @@ def capture(number, colour, shape, legs, split="train"):
         "attributes": {"colour": colour, "materials": {shape: colour, "leg": legs},
                        "phrases": {shape: f"a {{}} {shape}", "leg": "four {} leg"}},
     }  # fmt: skip
-    return Described(f"{split}_{number}", meta, torch.arange(40), voxels, voxels[::2], (voxels[1::4], voxels[::4]))
+    grey = torch.full((40, 3), 0.5)
+    features = (voxels, voxels[::2], (voxels[1::4], voxels[::4]))
+    return Described(f"{split}_{number}", meta, torch.arange(40), *features, (grey, grey[::2], (grey[1::4], grey[::4])))
 
 
 def captures(split):
@@ -174,9 +178,8 @@ def test_grounding_of_a_perfect_and_a_flat_heat():
         def heat(self, vectors, features):
             return 9 * features[:, :1].T * vectors.sum() - 4
 
-    some = Described(
-        "a", captures("test")[0].meta, torch.arange(2), torch.tensor([[1.0], [0]]), *[torch.ones(1, 1)] * 2
-    )
+    seen = captures("test")[0]
+    some = dataclasses.replace(seen, name="a", rows=torch.arange(2), voxels=torch.tensor([[1.0], [0]]))
     vectors = {"a red ball": torch.ones(1, 1), "four green leg": torch.zeros(1, 1)}
     values = grounding(Oracle(), [some], {"a": np.array([1, 2])}, vectors)
     assert values.shape == (1, len(THRESHOLDS))
@@ -219,6 +222,14 @@ def test_captions_alone_are_enough_to_ask_with(learned):
     assert not {"grounding_miou", "attribute_map", "count_map", "class_zero_shot_acc"} & set(metrics)
 
 
+def test_colours_stand_beside_features():
+    red, green, dark = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 0]])
+    told = with_colour(torch.tensor([[3.0, 0], [3, 0], [0, 1], [3, 0]]), torch.stack([red, green, red, dark]))
+    torch.testing.assert_close(told.norm(dim=1), torch.ones(4))
+    # cosine of features and of colours, in equal shares; a channel that goes all the way counts -1 of 3, none +1
+    torch.testing.assert_close(told[0] @ told.T, torch.tensor([1.0, (1 - 1 / 3) / 2, 0.5, (1 + 1 / 3) / 2]))
+
+
 def test_a_capture_is_described_by_its_frozen_features():
     links = toy_links(0)
     some = describe(links, None)
@@ -226,6 +237,9 @@ def test_a_capture_is_described_by_its_frozen_features():
     assert some.asked == ()  # only test captures are asked for by their test views
     asked = describe(dataclasses.replace(links, meta=links.meta | {"split": "test"}), None).asked
     assert len(asked) == 2 and all(len(cells) for cells in asked)
+    both, colours = some.coloured(), some.unlearned().coloured()
+    assert both.voxels.shape[1] == some.voxels.shape[1] + SHADES and colours.cells.shape[1] == SHADES
+    torch.testing.assert_close(both.cells.norm(dim=1), torch.ones(len(both.cells)))
     assert not learns({"split": "train", "heldout_class": True, "captions": ["a"]}) and not learns(links.meta)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
-from condense.links import Links
+from condense.language import with_colour
+from condense.links import LinkedView, Links
 from condense.model import Model, image_features, voxel_features
 
 VOXELS, VIEWS = 400, 3  # seen voxels, and training views, of a capture that are looked at
@@ -27,6 +29,7 @@ class Described:
         voxels: [N, D] their features.
         cells: [M, D] features of foreground cells of training views.
         asked: [Q, D] features of each test view's foreground cells; none of captures that only train or choose.
+        colours: [N, 3], [M, 3] and of each test view [Q, 3] the colours of voxels, cells and asked cells.
     """
 
     name: str
@@ -35,6 +38,28 @@ class Described:
     voxels: Tensor
     cells: Tensor
     asked: tuple[Tensor, ...]
+    colours: tuple[Tensor, Tensor, tuple[Tensor, ...]]
+
+    def unlearned(self) -> Described:
+        """The same without any feature: after `coloured`, colours are all there is."""
+        voxels, cells, *asked = (values[:, :0] for values in (self.voxels, self.cells, *self.asked))
+        return replace(self, voxels=voxels, cells=cells, asked=tuple(asked))
+
+    def coloured(self) -> Described:
+        """The same, with the colours beside the features (`language.with_colour`)."""
+        voxels, cells, asked = self.colours
+        return replace(
+            self,
+            voxels=with_colour(self.voxels, voxels),
+            cells=with_colour(self.cells, cells),
+            asked=tuple(map(with_colour, self.asked, asked)),
+        )
+
+
+def cell_colours(view: LinkedView) -> Tensor:
+    """[h w, 3] mean RGB of each cell of a view, in [0, 1]."""
+    pixels = view.image.movedim(2, 0)[None].float() / 255
+    return adaptive_avg_pool2d(pixels, view.cells)[0].flatten(1).T
 
 
 @torch.no_grad()
@@ -52,9 +77,11 @@ def describe(links: Links, model: Model | None) -> Described:
         voxels = voxel_features(model.net3d, [links.scene])[0][rows]
         sizes = [len(view.teacher) for view in train + test]
         cells = list(image_features(model.student, [view.image for view in train + test]).split(sizes))
-    kept = [part[view.foreground] for part, view in zip(cells, train + test, strict=True)]
-    some = torch.cat(kept[: len(train)])
-    return Described(links.name, links.meta, rows, voxels, some, tuple(kept[len(train) :]))
+    views, first = train + test, len(train)
+    kept = [part[view.foreground] for part, view in zip(cells, views, strict=True)]
+    shown = [cell_colours(view)[view.foreground] for view in views]
+    colours = (links.scene.colour[rows], torch.cat(shown[:first]), tuple(shown[first:]))
+    return Described(links.name, links.meta, rows, voxels, torch.cat(kept[:first]), tuple(kept[first:]), colours)
 
 
 def learns(meta: Mapping[str, Any]) -> bool:

@@ -1,11 +1,13 @@
 """Scenes asked for in words: retrieval, "there is none", heat on voxels, classes and labels by name alone.
 
 The map between text and features learns from captions of training captures that pre-training saw; held-out phrasings
-are never trained on. Thresholds come from VAL captures. Methods, all with the same sentences, training and tuning:
+are never trained on. It gets features and, beside them, colours. Thresholds come from VAL captures. Methods, all with
+the same colours, sentences, training and tuning:
 
 - `condense`: voxels of the 3D network and cells of the student.
 - `lift`: the frozen 2D network's cells, and the same lifted to voxels.
 - `pooled_teacher`: one mean cell of the frozen network a capture; asked about voxels, it looks at lifted features.
+- `colours`: the colours alone, without any feature.
 - `bag_of_words`, `captions`: they read the captions of the asked-for captures, which no other method sees. The words
   in common (TF-IDF), and the sentence encoder's best cosine: an upper reference for texts, not a rival.
 """
@@ -21,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from condense.captures.capture import Capture
@@ -36,6 +39,7 @@ from condense.language import (
     score_texts,
     stand_out,
     train_text_map,
+    with_colour,
 )
 from condense.languagequeries import (
     Queries,
@@ -58,7 +62,7 @@ from condense.tasks.matching import max_similarity
 from condense.tasks.pointclouds import read_points
 from condense.tasks.segmentation import voxel_labels
 
-METHODS = ("condense", "lift", "pooled_teacher")  # that learn a map
+METHODS = ("condense", "lift", "pooled_teacher", "colours")  # that learn a map
 
 
 def all_texts(metas: Sequence[dict[str, Any]]) -> list[str]:
@@ -107,7 +111,7 @@ def method_scores(
     """Trains maps on the same features, writes them, and asks them everything. One job of `parallel_map`.
 
     Args:
-        method: "condense", "lift" or "pooled_teacher".
+        method: one of METHODS.
         folder: of the trained model; None for the frozen network's features.
         paths: links of all captures.
         labels: {capture: [voxels] label} of val and test captures.
@@ -124,21 +128,31 @@ def method_scores(
     model = None if folder is None else load_model(folder).to(open_device(device))
     everything = [describe(load_links(path, ("train", "test")), model) for path in paths]
     pooled = method == "pooled_teacher"
+    own: Scores = {}
+    if method == "colours":
+        everything = [some.unlearned() for some in everything]
+    elif not pooled:
+        own = across([some for some in everything if some.meta["split"] == "test"])
+    everything = [some.coloured() for some in everything]
     train = [some for some in everything if learns(some.meta)]
     count = 1 if pooled else params.centres
     banks = [bank([some.cells for some in train], count)]
     if not pooled:
         banks.append(bank([some.voxels for some in train], count))
+    told = {} if condensed is None else told_key_points(condensed)
+    if told:  # a capture that is not among them counts by its voxels once more
+        banks.append(bank([told.get(some.name, some.voxels) for some in train], count))
     val, test = ([some for some in everything if some.meta["split"] == split] for split in ("val", "test"))
     known = {pair for some in train for pair in coloured_things(some.meta)}
-    own = {} if pooled else across(test)
     results = []
     for seed, target in targets.items():
         text_map = train_text_map(banks, [some.meta["captions"] for some in train], vectors, params, seed)
         save_text_map(target, text_map)
         scores = own | evaluate(text_map, val, test, labels, vectors, known, count)
-        if condensed is not None:
-            scores["text_to_keypoints_recall_at_1"] = by_key_points(text_map, test, condensed, vectors, count)
+        if told:
+            kept = bank([told[some.name] for some in test], count)
+            found = retrieval(text_map, kept, [some.meta for some in test], vectors)
+            scores["text_to_keypoints_recall_at_1"] = found["scene_recall_at_1"]
         results.append((scores, name_voxels(text_map, test, labels, vectors)))
     return results
 
@@ -178,14 +192,10 @@ def evaluate(
     return result
 
 
-def by_key_points(
-    text_map: TextMap, test: Sequence[Described], condensed: Path, vectors: Vectors, centres: int
-) -> NDArray[np.float64]:
-    """Recall at 1 of held-out phrasings against the key points that a repository keeps of each scene."""
-    scenes = load_keypoints(condensed)
-    own = [scenes[some.name] for some in test]
-    kept = bank([best_spread(one).descriptors for one in own if isinstance(one, KeyPoints)], centres)
-    return retrieval(text_map, kept, [some.meta for some in test], vectors)["scene_recall_at_1"]
+def told_key_points(path: Path) -> dict[str, Tensor]:
+    """{scene: [K, D + SHADES]} what a repository that keeps these key points of each scene has to ask."""
+    scenes = {name: best_spread(one) for name, one in load_keypoints(path).items() if isinstance(one, KeyPoints)}
+    return {name: with_colour(one.descriptors, one.colours) for name, one in scenes.items()}
 
 
 def ask(text_map: TextMap, queries: Queries, scenes: Bank, vectors: Vectors) -> NDArray[np.float32]:
