@@ -93,7 +93,7 @@ def to_colour(image: Image.Image) -> np.ndarray:
         grey = np.clip(np.asarray(image).astype(np.int64) // 257, 0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     alpha = "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La")
-    return np.asarray(image.convert("RGBA" if alpha else "RGB"))
+    return np.array(image.convert("RGBA" if alpha else "RGB"))  # a copy that may be written to: torch wants that
 
 
 def read_photograph(path: Path, longest: int) -> np.ndarray:
