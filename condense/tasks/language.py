@@ -118,7 +118,8 @@ def method_scores(
         vectors: of `all_texts`.
         params: of training.
         targets: {seed of training: the file of its map}.
-        condensed: the file of the scenes' key points, by the model that was trained on from this one.
+        condensed: the file of the scenes' key points, by the model that was trained on from this one, or of lifted
+            features; the map learns from them as well.
         device: of the trained model.
 
     Returns:
