@@ -234,6 +234,7 @@ class ScenesParams:
 
     distractors: int = 160  # training captures in it, at most
     views: int = 2  # photographs of a capture that ask
+    resolution: int = 64  # voxels along the longest side of a scene that is rendered
 
 
 @dataclass(frozen=True)

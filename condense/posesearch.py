@@ -72,6 +72,11 @@ def search_pose(problem: Problem, given: Tensor | None = None, kept: int = 12) -
         given: [G, 4, 4] poses that are refined as well, such as of PnP.
         kept: poses of the grid that are refined.
     """
+    return _best(*likely_poses(problem, given, kept), problem.some(COARSE))
+
+
+def likely_poses(problem: Problem, given: Tensor | None = None, kept: int = 12) -> tuple[Tensor, Tensor]:
+    """R [B, 3, 3] and c [B, 3] of the poses that `search_pose` chooses from. Arguments as there."""
     rough = problem.some(COARSE)
     R = rotation_grid()
     c = framing_centres(R, rough)
@@ -79,7 +84,7 @@ def search_pose(problem: Problem, given: Tensor | None = None, kept: int = 12) -
     R, c = R[best], c[best]
     if given is not None:
         R, c = torch.cat([R, given[:, :3, :3]]), torch.cat([c, given[:, :3, 3]])
-    return _best(*refined(R, c, rough, 8, steep=10.0, scale=0.05), rough)
+    return refined(R, c, rough, 8, steep=10.0, scale=0.05)
 
 
 def polished_pose(T_world_from_camera: Tensor, problem: Problem) -> tuple[Tensor, float]:
@@ -181,18 +186,25 @@ def _moved(
     H = torch.einsum("bm,bmij,bmik->bjk", weight, J, J)
     H = H + torch.diag_embed(1e-3 * H.diagonal(dim1=1, dim2=2) + 1e-9)
     step = -torch.linalg.solve(H, torch.einsum("bm,bmij,bmi->bj", weight, J, off))
-    turn = torch.linalg.matrix_exp(_cross(step[:, :3].clamp(-0.3, 0.3)))
-    # camera points go to turn (x - pivot) + pivot + shift
-    shift = pivot[:, 0] + step[:, 3:] - (turn @ pivot.mT)[:, :, 0]
-    R_new = R @ turn.mT
-    return R_new, c - (R_new @ shift[:, :, None])[:, :, 0]
+    return turned(R, c, pivot[:, 0], step[:, :3].clamp(-0.3, 0.3), step[:, 3:])
 
 
-def _cross(axis: Tensor) -> Tensor:
-    """[B, 3, 3] matrices of the cross product with `axis` [B, 3]."""
-    x, y, z = axis.unbind(1)
+def turned(R: Tensor, c: Tensor, pivot: Tensor, rotation: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Cameras for which the world seems turned about a pivot, then shifted.
+
+    Args:
+        R: [B, 3, 3]; c: [B, 3].
+        pivot: [B, 3] in the cameras' frames.
+        rotation: [B, 3] rotation vectors in the cameras' frames, radians.
+        shift: [B, 3] in the cameras' frames.
+    """
+    x, y, z = rotation.unbind(1)
     zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).unflatten(1, (3, 3))
+    turn = torch.linalg.matrix_exp(torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).unflatten(1, (3, 3)))
+    # camera points go to turn (x - pivot) + pivot + shift
+    offset = pivot + shift - (turn @ pivot[:, :, None])[:, :, 0]
+    R_new = R @ turn.mT
+    return R_new, c - (R_new @ offset[:, :, None])[:, :, 0]
 
 
 def partners(T_world_from_camera: ArrayLike, problem: Problem, radius: float) -> NDArray[np.int64]:

@@ -26,6 +26,7 @@ from condense.scenequeries import SceneQueries
 from condense.text import SentenceEncoder
 
 PACK = 1024  # scenes of one file, where many are saved at once
+KINDS = ("image", "photograph", "scene")  # of queries whose scores are calibrated
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class SceneRepository(SceneQueries):
     model: str
     dim: int = 64
     parts: int = 1
-    calibration: dict[str, list[float]] = field(default_factory=dict)  # by kind of query: "image", "scene"
+    calibration: dict[str, list[float]] = field(default_factory=dict)  # by kind of query
     folder: Path | None = None
     _entries: dict[str, Entry] = field(default_factory=dict, repr=False)
     _pooled: Tensor | None = field(default=None, repr=False)  # [S, P, D], made when first needed
@@ -171,13 +172,13 @@ class SceneRepository(SceneQueries):
         return rank_scenes(text, encoder, text_map, self.names, self._banks.get(centres), least)[:top]
 
     def set_calibration(self, kind: str, weights: list[float]) -> None:
-        """Keeps what `calibrate` found for "image" or "scene" queries.
+        """Keeps what `calibrate` found for "image", "photograph" or "scene" queries.
 
         Raises:
             ValueError: another kind, or not 5 numbers.
         """
-        if kind not in ("image", "scene") or len(weights) != len(UNCALIBRATED):
-            raise ValueError(f"a calibration is of 'image' or 'scene' queries and has 5 numbers: {kind!r}, {weights}")
+        if kind not in KINDS or len(weights) != len(UNCALIBRATED):
+            raise ValueError(f"a calibration is of one of {KINDS} queries and has 5 numbers: {kind!r}, {weights}")
         self.calibration[kind] = weights
         self._change(self._entries)
 

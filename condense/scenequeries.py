@@ -9,7 +9,7 @@ query time. Not differentiable.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -18,9 +18,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from condense.keypoints import ImageKeyPoints, KeyPoints
+from condense.posealign import Photograph
 from condense.poses import mutual_matches
 from condense.ranking import UNCALIBRATED, Answer, local_similarity, ranked
-from condense.verification import Posed, in_image, in_scene, polished
+from condense.verification import Posed, in_image, in_rendering, in_scene, polished
+from condense.voxels import VoxelScene
 
 
 class SceneQueries(ABC):
@@ -28,7 +30,7 @@ class SceneQueries(ABC):
 
     Args:
         dim: length of a descriptor.
-        calibration: weights of scores, by kind of query: "image", "scene".
+        calibration: weights of scores, by kind of query: "image", "photograph", "scene".
     """
 
     dim: int
@@ -85,6 +87,43 @@ class SceneQueries(ABC):
             answers[0] = polished(answers[0], keypoints, self.scene(answers[0].name), K, max_error)
         return answers[:top]
 
+    def query_photograph(
+        self,
+        keypoints: ImageKeyPoints,
+        photograph: Photograph,
+        voxels: Callable[[str], VoxelScene],
+        top: int = 10,
+        shortlist: int = 50,
+        verify: int = 3,
+        max_error: float = 0.03,
+        weight: float = 1.0,
+        worst: float = 0.25,
+        seed: int = 0,
+    ) -> list[Answer]:
+        """As `query_image`, verified by what the scenes look like: slower, and far surer of scene and pose.
+
+        The first `verify` scenes are rendered from poses that their key points make likely, and laid over the
+        photograph (`posealign`). They rank by similarity + weight * fit, where fit is 1 less the cost.
+
+        Args:
+            keypoints: of the photograph.
+            photograph: itself, with its mask and intrinsics.
+            voxels: of a scene of the repository, by name; of 64 cells along the longest side or so.
+            top: answers at most.
+            shortlist: scenes whose key points are compared.
+            verify: scenes that are rendered, at most; they have poses.
+            max_error: as of `query_image`.
+            weight: of fit against similarity.
+            worst: as of `query_image`.
+            seed: of RANSAC.
+
+        Raises:
+            ValueError: the descriptors do not fit.
+        """
+        posed = in_rendering(keypoints, photograph, voxels, max_error, weight, seed)
+        arguments = (keypoints.descriptors, keypoints.scores, posed, shortlist, verify)
+        return self._query("photograph", *arguments, most=weight, worst=worst)[:top]
+
     def query_scene(
         self,
         keypoints: KeyPoints,
@@ -136,7 +175,7 @@ class SceneQueries(ABC):
         for place in similarity.argsort(descending=True, stable=True)[:verify].tolist():
             if similarity[place] + most <= first:
                 break
-            found = posed(self.scene(names[place]), mutual_matches(cosines[place].T))
+            found = posed(names[place], self.scene(names[place]), mutual_matches(cosines[place].T))
             if found is not None:
                 poses[place], inliers[place], fit[place], bonus[place] = found
             first = max(first, float(similarity[place]) + bonus[place])

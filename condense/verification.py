@@ -8,14 +8,17 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from condense.keypoints import ImageKeyPoints, KeyPoints
+from condense.posealign import Photograph, pose_by_rendering
 from condense.poses import image_pose, scene_pose
-from condense.posesearch import partners, polished_pose, problem, search_pose
+from condense.posesearch import likely_poses, partners, polished_pose, problem, search_pose
 from condense.ranking import Answer, Matches
+from condense.voxels import VoxelScene
 
-Posed = Callable[[KeyPoints, Matches], tuple[NDArray[np.float64], Matches, float, float] | None]
-# a scene and matches by descriptor -> pose, inliers, fit, and what that adds to the rank
+Verified = tuple[NDArray[np.float64], Matches, float, float]  # pose, inliers, fit, and what that adds to the rank
+Posed = Callable[[str, KeyPoints, Matches], Verified | None]  # of a scene's name, key points and matches by descriptor
 
 
 def in_image(keypoints: ImageKeyPoints, K: ArrayLike, max_error: float, weight: float, seed: int) -> Posed:
@@ -29,15 +32,53 @@ def in_image(keypoints: ImageKeyPoints, K: ArrayLike, max_error: float, weight: 
         seed: of RANSAC.
     """
 
-    def posed(scene: KeyPoints, matches: Matches) -> tuple[NDArray[np.float64], Matches, float, float] | None:
+    def posed(_: str, scene: KeyPoints, matches: Matches) -> Verified | None:
         if min(len(scene), len(keypoints)) < 3:
             return None
-        pixels, points = keypoints.positions[matches[:, 0]], scene.positions[matches[:, 1]]
-        found = image_pose(pixels, points, K, keypoints.size, max_error * max(keypoints.size), seed)
-        given = None if found is None else torch.from_numpy(found.T_world_from_camera).float()[None]
         both = problem(keypoints, scene, K)
-        T, fit = search_pose(both, given)
+        T, fit = search_pose(both, _by_pnp(keypoints, scene, matches, K, max_error, seed))
         return T.double().numpy(), partners(T, both, max_error), fit, weight * fit
+
+    return posed
+
+
+def _by_pnp(
+    keypoints: ImageKeyPoints, scene: KeyPoints, matches: Matches, K: ArrayLike, max_error: float, seed: int
+) -> Tensor | None:
+    """[1, 4, 4] the camera by PnP on matches, where there is one."""
+    pixels, points = keypoints.positions[matches[:, 0]], scene.positions[matches[:, 1]]
+    found = image_pose(pixels, points, K, keypoints.size, max_error * max(keypoints.size), seed)
+    return None if found is None else torch.from_numpy(found.T_world_from_camera).float()[None]
+
+
+def in_rendering(
+    keypoints: ImageKeyPoints,
+    photograph: Photograph,
+    voxels: Callable[[str], VoxelScene],
+    max_error: float,
+    weight: float,
+    seed: int,
+) -> Posed:
+    """Verifies by what the scene looks like (`posealign`), from poses that the key points make likely.
+
+    Args:
+        keypoints: of the photograph.
+        photograph: whose camera is looked for.
+        voxels: of a scene, by name.
+        max_error: as of `in_image`, of the key points that count as inliers.
+        weight: of 1 - cost, in the rank.
+        seed: of RANSAC.
+    """
+
+    def posed(name: str, scene: KeyPoints, matches: Matches) -> Verified | None:
+        both = problem(keypoints, scene, photograph.K)
+        R, c = torch.zeros(0, 3, 3), torch.zeros(0, 3)
+        if min(len(scene), len(keypoints)) >= 3:
+            R, c = likely_poses(both, _by_pnp(keypoints, scene, matches, photograph.K, max_error, seed))
+        elif not photograph.cut_out:
+            return None
+        T, cost = pose_by_rendering(photograph, voxels(name), R, c)
+        return T.double().numpy(), partners(T, both, max_error), 1 - cost, weight * (1 - cost)
 
     return posed
 
@@ -54,7 +95,7 @@ def in_scene(keypoints: KeyPoints, max_error: float, weight: float, seed: int, s
     """
     size = float((keypoints.positions.amax(0) - keypoints.positions.amin(0)).norm()) if len(keypoints) else 0.0
 
-    def posed(scene: KeyPoints, matches: Matches) -> tuple[NDArray[np.float64], Matches, float, float] | None:
+    def posed(_: str, scene: KeyPoints, matches: Matches) -> Verified | None:
         a, b = keypoints.positions[matches[:, 0]], scene.positions[matches[:, 1]]
         found = scene_pose(a, b, max(max_error * size, 1e-9), seed, scale)
         if found is None:

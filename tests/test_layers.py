@@ -13,14 +13,15 @@ captures
 adapters synthetic
 grid
 voxels
+raymarch
 datasets
 keypoints
 poses ranking repositoryfiles text languagequeries
 posesearch geometrydescriptor alignment language
+posealign
 verification
 scenequeries
 repository milvusrepository
-raymarch
 rayoperator
 field
 fieldrays

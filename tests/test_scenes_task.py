@@ -12,6 +12,7 @@ from condense.grid import Grid
 from condense.keypoints import ImageKeyPoints, KeyPoints
 from condense.links import save_links
 from condense.model import new_model
+from condense.params import ScenesParams
 from condense.ranking import Answer
 from condense.sparse import SparseModel, save_sparse
 from condense.tasks.scenes import (
@@ -36,7 +37,7 @@ from condense.tasks.scenes_results import (
     truth_of,
     within,
 )
-from condense.tasks.siftscenes import Sift, sift_answers, surface_points
+from condense.tasks.siftscenes import Sift, by_pnp, sift_answers, surface_points
 from condense.voxels import VoxelScene
 
 
@@ -80,11 +81,11 @@ def test_a_variants_cameras_come_back_to_the_frame_of_its_base(files):
 
 def test_plans_search_what_they_should(files):
     captures = [files[f"toy_{i}"] for i in range(4)]
-    test, validation = make_plans(captures, [files["again"]], views=1)
+    test, validation = make_plans(captures, [files["again"]], [], ScenesParams(views=1))
     assert set(test.scenes) == {"toy_0", "toy_1", "toy_2"} and set(validation.scenes) == {"toy_3", "toy_2"}
     assert [(q.scene, q.ending) for q in test.queries()] == [("toy_0", ""), ("toy_0", SAME_LIGHT), ("toy_3", UNKNOWN)]
     assert {q.scene for q in validation.queries()} == {"toy_3"}
-    without, _ = make_plans(captures, [], distractors=0)
+    without, _ = make_plans(captures, [], [], ScenesParams(distractors=0))
     assert {q.scene for q in without.queries() if not q.ending} == {"toy_0", "toy_1"}
 
 
@@ -160,11 +161,20 @@ class TestJobs:
         teacher = tiny_teacher()
         save_backbone(teacher, tmp_path / "teacher.safetensors")
         save_sparse(tmp_path / "model", SparseModel(new_model(teacher, 0)))
-        test, validation = make_plans([files[f"toy_{i}"] for i in range(4)], [files["again"]], views=1)
+        test, validation = make_plans(
+            [files[f"toy_{i}"] for i in range(4)], [files["again"]], [], ScenesParams(views=1)
+        )
         kept = tmp_path / "kept.h5"
         found, curve = model_outcomes(tmp_path / "model", kept, test, validation)
-        assert set(found) == {"condense", "condense_shortlist"} and set(curve) == {16, 32, 64, 128, 256, 512}
-        assert [len(some) for some in found.values()] == [3, 3] and all(len(o.names) == 3 for o in found["condense"])
+        assert set(found) == {"condense", "condense_keypoints", "condense_shortlist"} and set(curve) == {
+            16,
+            32,
+            64,
+            128,
+            256,
+            512,
+        }
+        assert [len(some) for some in found.values()] == [3, 3, 3] and all(len(o.names) == 3 for o in found["condense"])
         stamp = kept.stat().st_mtime_ns
         again, _ = model_outcomes(tmp_path / "model", kept, test, validation)
         assert kept.stat().st_mtime_ns == stamp
@@ -199,7 +209,7 @@ class TestSift:
         a, b, empty = (unit(torch.randn(n, 128, generator=generator), dim=1) for n in (9, 9, 0))
         image = ImageKeyPoints(torch.rand(5, 2, generator=generator) * 32, torch.ones(5), b[:5], (32, 32))
         K = torch.tensor([[40.0, 0, 16], [0, 40, 16], [0, 0, 1]])
-        answers = sift_answers(image, K, ["a", "b", "empty"], [scene(a), scene(b), scene(empty)], 0.8)
+        answers = sift_answers(image, ["a", "b", "empty"], [scene(a), scene(b), scene(empty)], 0.8, by_pnp(image, K), 2)
         assert answers[0].name == "b" and answers[0].similarity == pytest.approx(1, abs=0.01)
 
     def test_key_points_keep_to_the_mask(self):

@@ -3,11 +3,13 @@
 A query is one photograph under another light and before another background than the scene was captured with (ending
 `SAME_LIGHT`: as it was captured). The repository also holds scenes that nobody asks for, near-duplicates among them.
 
-- `condense`: key points of the voxels against those of the photograph, then geometry (`SceneRepository`).
+- `condense`: key points of the voxels against those of the photograph; the first scenes are then rendered and laid over
+  it (`SceneQueries.query_photograph`).
+- `condense_keypoints`: the same by key points alone, their geometry included (`query_image`).
 - `condense_shortlist`: its pooled vectors alone.
-- `lifted_teacher`: the frozen network's features, lifted to the voxels, through the same repository and geometry.
+- `lifted_teacher`, `lifted_teacher_keypoints`: the frozen network's features, lifted to the voxels, in the same ways.
 - `pooled_teacher`: mean feature of the photograph against the mean over all training views, frozen network.
-- `sift_pnp`: see `tasks.siftscenes`.
+- `sift_pnp`, `sift_rendered`: see `tasks.siftscenes`.
 
 Scores are calibrated on validation captures, in a repository of their own. Queries of captures that the repository
 lacks (`UNKNOWN`) tell how well the score says "none of these".
@@ -18,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -29,10 +32,13 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from condense.backbone2d import load_backbone
 from condense.devices import device_of, open_device
 from condense.extraction import best_spread, condense_features, condense_views, detect_images
+from condense.field import load_field
 from condense.keypoints import ImageKeyPoints, KeyPoints, load_keypoints, save_keypoints
 from condense.links import Links, as_batch, load_links
 from condense.model import new_model
-from condense.params import SparseParams
+from condense.params import ScenesParams, SparseParams
+from condense.pooling import voxel_scene
+from condense.posealign import Photograph
 from condense.ranking import Answer, calibrate, pool
 from condense.repository import SceneRepository
 from condense.sparse import SparseModel, load_sparse
@@ -60,18 +66,39 @@ class Asked:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is searched, the links file of each scene by name, and what is asked."""
+    """What is searched and what is asked.
+
+    Args:
+        scenes: the links file of each scene by name.
+        asked: the queries.
+        fields: folders where the scenes' fields may be.
+        resolution: voxels along the longest side of a scene that is rendered.
+    """
 
     scenes: dict[str, Path]
     asked: tuple[Asked, ...]
+    fields: tuple[Path, ...] = ()
+    resolution: int = 64
+
+    def voxels(self, name: str) -> VoxelScene:
+        """A scene's voxels, to be rendered: of its field, or, where that is not kept, those it was linked with."""
+        for field in (folder / f"{name}.safetensors" for folder in self.fields):
+            if field.is_file():
+                return _voxels(field, self.resolution)
+        return load_links(self.scenes[name], ()).scene
 
     def queries(self) -> list[Query]:
         """All queries, in order."""
         return [query for asked in self.asked for query in queries_of(asked)]
 
 
+@lru_cache(maxsize=512)
+def _voxels(path: Path, resolution: int) -> VoxelScene:
+    return voxel_scene(load_field(path)[0], resolution)
+
+
 def make_plans(
-    links: Sequence[Path], variants: Sequence[Path], distractors: int = 160, views: int = 2
+    links: Sequence[Path], variants: Sequence[Path], fields: Sequence[Path], params: ScenesParams
 ) -> tuple[Plan, Plan]:
     """The plans of test and of validation.
 
@@ -82,25 +109,28 @@ def make_plans(
     Args:
         links: files of captures; those without a split are test captures.
         variants: files of variants.
-        distractors: training captures, at most, evenly taken.
-        views: queries of a capture in another light; one of any other.
+        fields: folders of the fields of both.
+        params: how many training captures are distractors, evenly taken; how many photographs of a capture in another
+            light ask (one of any other); the resolution of rendered scenes.
     """
     metas = {path: (scene.name, scene.meta) for path, scene in ((p, load_links(p, ())) for p in [*links, *variants])}
     by_split: dict[str, list[Path]] = {"test": [], "val": [], "train": [], "again": [], "twin": []}
     for path, (_, meta) in metas.items():
         by_split[meta.get("variant", meta.get("split", "test"))].append(path)
-    step = max(1, -(-len(by_split["train"]) // max(1, distractors)))
+    step = max(1, -(-len(by_split["train"]) // max(1, params.distractors)))
     others, held = by_split["train"][::step], by_split["val"]
     bases = {metas[path][1]["base"] for path in by_split["again"]} or {metas[path][0] for path in by_split["test"]}
     same = [path for path in by_split["test"] if metas[path][0] in bases]
+    views = params.views
     asked = [Asked(path, "", False, views) for path in by_split["again"]] or [Asked(p, "", True, views) for p in same]
     asked += [Asked(path, SAME_LIGHT, False, 1) for path in same] + [Asked(path, UNKNOWN, True, 1) for path in held]
 
     def named(paths: Sequence[Path]) -> dict[str, Path]:
         return {metas[path][0]: path for path in paths}
 
-    test = Plan(named([*by_split["test"], *by_split["twin"], *others]), tuple(asked))
-    return test, Plan(named([*held[::2], *others]), tuple(Asked(path, "", True, 1) for path in held))
+    rest = (tuple(fields), params.resolution)
+    test = Plan(named([*by_split["test"], *by_split["twin"], *others]), tuple(asked), *rest)
+    return test, Plan(named([*held[::2], *others]), tuple(Asked(path, "", True, 1) for path in held), *rest)
 
 
 class Describer(Protocol):
@@ -192,8 +222,8 @@ def described(describer: Describer, queries: Sequence[Query]) -> list[ImageKeyPo
 
 
 def key_point_outcomes(
-    describer: Describer, kept: Path, test: Plan, validation: Plan
-) -> tuple[list[Outcome], list[Outcome], dict[int, list[Outcome]]]:
+    describer: Describer, kept: Path, test: Plan, validation: Plan, method: str
+) -> tuple[dict[str, list[Outcome]], dict[int, list[Outcome]]]:
     """All queries through a scene repository whose scores are calibrated on validation queries.
 
     Args:
@@ -201,24 +231,34 @@ def key_point_outcomes(
         kept: HDF5 file that keeps the scenes' key points.
         test: what is measured.
         validation: what scores are calibrated on.
+        method: its name.
 
     Returns:
-        The outcomes; those of pooled vectors alone; those by number of key points a scene, without geometry.
+        The outcomes of `method`, of `<method>_keypoints` and of `<method>_shortlist`; those by number of key points a
+        scene, without geometry.
     """
     paths = {**test.scenes, **validation.scenes}
     scenes = condensed(describer, list(paths.values()), kept)
-    weights = calibration(describer, scenes, validation)
     queries, truths = test.queries(), truths_of(test)
     images = described(describer, queries)
     repository = repository_of(scenes, test)
+    weights = calibration(describer, scenes, validation)
     if weights is not None:
-        repository.set_calibration("image", weights)
-    outcomes = []
+        repository.set_calibration("photograph", weights)
+    outcomes: dict[str, list[Outcome]] = {method: [], f"{method}_keypoints": []}
     for query, image in zip(queries, images, strict=True):
-        answers = repository.query_image(image, query.camera.K[0])
-        outcomes.append(outcome(query, answers, truths.get(query.scene)))
+        truth = truths.get(query.scene)
+        outcomes[method].append(outcome(query, asked(repository, test, query, image), truth))
+        outcomes[f"{method}_keypoints"].append(outcome(query, repository.query_image(image, query.camera.K[0]), truth))
     plain = (scenes, test, queries, images)
-    return outcomes, shortlist_outcomes(*plain), curve_outcomes(*plain)
+    outcomes[f"{method}_shortlist"] = shortlist_outcomes(*plain)
+    return outcomes, curve_outcomes(*plain)
+
+
+def asked(repository: SceneRepository, plan: Plan, query: Query, image: ImageKeyPoints, top: int = 10) -> list[Answer]:
+    """The answers to a query, whose key points are `image`; the scenes it may show are rendered."""
+    photograph = Photograph(query.image, query.mask, query.camera.K[0])
+    return repository.query_photograph(image, photograph, plan.voxels, top)
 
 
 def calibration(describer: Describer, scenes: Mapping[str, KeyPoints], plan: Plan) -> list[float] | None:
@@ -227,7 +267,7 @@ def calibration(describer: Describer, scenes: Mapping[str, KeyPoints], plan: Pla
     repository = repository_of(scenes, plan)
     features, right = [], []
     for query, image in zip(queries, described(describer, queries), strict=True):
-        for answer in repository.query_image(image, query.camera.K[0], top=1):
+        for answer in asked(repository, plan, query, image, top=1):
             features.append(answer.features)
             right.append(answer.name == query.scene)
     return calibrate(features, right) if any(right) and not all(right) else None
@@ -283,17 +323,17 @@ def pooled_outcomes(describer: Lifted, plan: Plan) -> list[Outcome]:
 
 
 def model_outcomes(model: Path, kept: Path, test: Plan, validation: Plan, device: str = "cpu") -> Results:
-    """`condense` and `condense_shortlist` by the model in a folder. One job of `parallel_map`."""
+    """The outcomes of `condense` by the model in a folder (see `key_point_outcomes`). One job of `parallel_map`."""
     describer = Condensed(load_sparse(model).to(open_device(device)))
-    outcomes, shortlist, curve = key_point_outcomes(describer, kept, test, validation)
-    return {"condense": outcomes, "condense_shortlist": shortlist}, curve
+    return key_point_outcomes(describer, kept, test, validation, "condense")
 
 
 def teacher_outcomes(teacher: Path, kept: Path, test: Plan, validation: Plan, device: str = "cpu") -> Results:
-    """`lifted_teacher` and `pooled_teacher` by the frozen network in a file. One job of `parallel_map`."""
+    """Those of `lifted_teacher` and `pooled_teacher` by the frozen network in a file. One job of `parallel_map`."""
     describer = Lifted(SparseModel(new_model(load_backbone(teacher), 0)).eval().to(open_device(device)))
-    outcomes, _, curve = key_point_outcomes(describer, kept, test, validation)
-    return {"lifted_teacher": outcomes, "pooled_teacher": pooled_outcomes(describer, test)}, curve
+    outcomes, curve = key_point_outcomes(describer, kept, test, validation, "lifted_teacher")
+    del outcomes["lifted_teacher_shortlist"]  # `pooled_teacher` is what is usually done
+    return {**outcomes, "pooled_teacher": pooled_outcomes(describer, test)}, curve
 
 
 def answers_of(
@@ -308,5 +348,5 @@ def answers_of(
     queries = plan.queries()
     for row in rows:
         image = described(describer, [queries[row]])[0]
-        for answer in repository.query_image(image, queries[row].camera.K[0], top=1):
+        for answer in asked(repository, plan, queries[row], image, top=1):
             yield row, answer, queries[row], image, repository.scene(answer.name)

@@ -1,9 +1,10 @@
-"""`sift_pnp`: image -> scene the classical way, by SIFT on the query and on every training view of every scene.
+"""Image -> scene the classical way, by SIFT on the query and on every training view of every scene.
 
 A training view's key points lie where their rays meet the scene's voxels, so a scene is a cloud of points with
 RootSIFT descriptors (Lowe 2004; Arandjelovic and Zisserman 2012). Each key point of a query votes for the scene of its
 nearest neighbour, unless the nearest of another scene is about as near (Lowe's ratio test, between scenes: views of one
-scene show the same point often). The best VERIFIED scenes are verified by PnP on mutual matches.
+scene show the same point often). The best scenes are verified, by PnP on mutual matches (`sift_pnp`) or by what they
+look like, from poses that SIFT's key points make likely (`sift_rendered`; see `SceneQueries.query_photograph`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
@@ -20,14 +22,16 @@ from condense.cameras import Cameras
 from condense.colmap import pycolmap
 from condense.keypoints import ImageKeyPoints, KeyPoints, load_keypoints, sample_map, save_keypoints
 from condense.links import load_links
+from condense.posealign import Photograph
 from condense.poses import image_pose, mutual_matches
-from condense.ranking import UNCALIBRATED, Answer, ranked
+from condense.ranking import UNCALIBRATED, Answer, Matches, ranked
 from condense.raymarch import accumulate, render_weights, sample_rays, trilinear
 from condense.tasks.scenes import Plan, truths_of
 from condense.tasks.scenes_results import Outcome, outcome
+from condense.verification import Posed, Verified, in_rendering
 from condense.voxels import VoxelScene, index_volume
 
-VERIFIED = 5
+VERIFIED, RENDERED = 5, 3  # scenes by PnP; by rendering, as many as of `query_photograph`
 RATIO = 0.8  # the largest ratio of distances, nearest scene to next, of a vote; 1 lets all vote
 MAX_ERROR = 0.03  # reprojection error of an inlier, as a share of the longer side of the image
 WEIGHT = 0.1  # of log(1 + inliers) against the share of key points that vote
@@ -96,9 +100,9 @@ def sift_scene(path: Path, sift: Sift) -> KeyPoints:
 
 
 def sift_answers(
-    image: ImageKeyPoints, K: Tensor, names: Sequence[str], scenes: Sequence[KeyPoints], ratio: float
+    image: ImageKeyPoints, names: Sequence[str], scenes: Sequence[KeyPoints], ratio: float, posed: Posed, verify: int
 ) -> list[Answer]:
-    """The scenes an image may show, best first; K [3, 3] in pixels."""
+    """The scenes an image may show, best first; the first `verify` by votes are verified."""
     cosines = [scene.descriptors @ image.descriptors.T for scene in scenes]  # [N, Q] each
     best = torch.stack([c.amax(0) if len(c) else c.new_full((c.shape[1],), -1.0) for c in cosines])  # [S, Q]
     distance = (2 - 2 * best).clamp_min(0).sqrt()
@@ -106,20 +110,31 @@ def sift_answers(
     clear = two.values[0] <= ratio * two.values[-1] if len(names) > 1 else torch.ones(best.shape[1], dtype=torch.bool)
     votes = torch.bincount(two.indices[0][clear], minlength=len(names)).double() / max(1, best.shape[1])
     votes += 1e-3 * best.double().mean(1)  # breaks ties
-    poses, inliers, share = [None] * len(names), [np.zeros((0, 2), np.int64)] * len(names), np.zeros(len(names))
-    for place in votes.argsort(descending=True, stable=True)[:VERIFIED].tolist():
-        matches = mutual_matches(cosines[place].T)
-        pixels, points = image.positions[matches[:, 0]], scenes[place].positions[matches[:, 1]]
-        found = image_pose(pixels, points, K, image.size, MAX_ERROR * max(image.size))
+    poses: list[NDArray[np.float64] | None] = [None] * len(names)
+    inliers, fit, bonus = [np.zeros((0, 2), np.int64)] * len(names), *np.zeros((2, len(names)))
+    for place in votes.argsort(descending=True, stable=True)[:verify].tolist():
+        found = posed(names[place], scenes[place], mutual_matches(cosines[place].T))
         if found is not None:
-            poses[place], inliers[place] = found.T_world_from_camera, matches[found.inliers]  # type: ignore[call-overload]
-            share[place] = found.inliers.mean()
-    bonus = WEIGHT * np.log1p([len(pairs) for pairs in inliers])
-    return ranked(names, votes.numpy(), poses, inliers, share, bonus, UNCALIBRATED)
+            poses[place], inliers[place], fit[place], bonus[place] = found
+    return ranked(names, votes.numpy(), poses, inliers, fit, bonus, UNCALIBRATED)
 
 
-def sift_outcomes(kept: Path, plan: Plan, sift: Sift | None = None, ratio: float = RATIO) -> list[Outcome]:
-    """All queries of a plan. One job of `parallel_map`.
+def by_pnp(image: ImageKeyPoints, K: Tensor) -> Posed:
+    """Verifies by PnP on the matches; K [3, 3] in pixels."""
+
+    def posed(_: str, scene: KeyPoints, matches: Matches) -> Verified | None:
+        pixels, points = image.positions[matches[:, 0]], scene.positions[matches[:, 1]]
+        found = image_pose(pixels, points, K, image.size, MAX_ERROR * max(image.size))
+        if found is None:
+            return None
+        inliers = matches[found.inliers]
+        return found.T_world_from_camera, inliers, float(found.inliers.mean()), WEIGHT * float(np.log1p(len(inliers)))
+
+    return posed
+
+
+def sift_outcomes(kept: Path, plan: Plan, sift: Sift | None = None, ratio: float = RATIO) -> dict[str, list[Outcome]]:
+    """All queries of a plan, by `sift_pnp` and `sift_rendered`. One job of `parallel_map`.
 
     Args:
         kept: HDF5 file that keeps the scenes' key points.
@@ -132,9 +147,11 @@ def sift_outcomes(kept: Path, plan: Plan, sift: Sift | None = None, ratio: float
         save_keypoints(kept, {name: sift_scene(path, sift) for name, path in plan.scenes.items()})
     scenes, truths = load_keypoints(kept, list(plan.scenes)), truths_of(plan)
     clouds = [scene for scene in scenes.values() if isinstance(scene, KeyPoints)]
-    found = []
+    found: dict[str, list[Outcome]] = {"sift_pnp": [], "sift_rendered": []}
     for query in plan.queries():
-        image = sift(query.image, query.mask)
-        answers = sift_answers(image, query.camera.K[0], list(scenes), clouds, ratio) if len(image) else []
-        found.append(outcome(query, answers[:10], truths.get(query.scene)))
+        image, K = sift(query.image, query.mask), query.camera.K[0]
+        rendering = in_rendering(image, Photograph(query.image, query.mask, K), plan.voxels, MAX_ERROR, 1.0, 0)
+        for method, posed, verify in (("sift_pnp", by_pnp(image, K), VERIFIED), ("sift_rendered", rendering, RENDERED)):
+            answers = sift_answers(image, list(scenes), clouds, ratio, posed, verify) if len(image) else []
+            found[method].append(outcome(query, answers[:10], truths.get(query.scene)))
     return found

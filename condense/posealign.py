@@ -1,0 +1,309 @@
+"""A camera's pose by rendering: where must it stand for the scene's voxels to look like the photograph?
+
+Key points say roughly where a camera stood; in small images they lie half a pixel off, and degrees of the pose with
+them. Here the scene is ray-marched into a small grid of cells, and opacity and colours are compared with the
+photograph's mask and colours. Levenberg-Marquardt moves the camera until they agree best: first many poses on a coarse
+grid of cells, at last the best few on a fine one (inverse rendering: iNeRF, Yen-Chen et al. 2021). How the rendering
+changes with the camera is worked out from its own gradient across the image and its depth, as in the direct alignment
+of images (Lucas and Kanade 1981; Engel et al. 2014): a step takes one rendering. The photograph's light is another one,
+so each channel is compared after the gain and offset that fit best. Nothing is trained. Not differentiable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, pad
+
+from condense.cameras import Cameras
+from condense.posesearch import rotation_grid, turned
+from condense.raymarch import felt_cells, pad_index, render_weights, sample_cells, trilinear_padded
+from condense.voxels import VoxelScene, index_volume
+
+FAINT = 1e-3  # weights of samples, and opacities of cells, below it are left out
+RIDGE = 1e-3  # pull of the light's gain to 1 and of its offset to 0
+
+
+@dataclass(frozen=True)
+class Level:
+    """One grid of cells that a photograph is compared on.
+
+    Args:
+        side: cells along the longer side of the image.
+        subrays: rays across and down a cell.
+        poses: that are tried here, the best of the level before.
+        steps: of each pose, at most.
+        outlier: difference from which a cell counts little (Geman and McClure 1987).
+    """
+
+    side: int
+    subrays: int
+    poses: int
+    steps: int
+    outlier: float
+
+
+LEVELS = (Level(12, 2, 24, 12, 1.0), Level(16, 2, 8, 10, 1.0), Level(32, 1, 3, 15, 0.5), Level(64, 1, 2, 15, 0.3))
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """An image whose camera is looked for.
+
+    Args:
+        image: [H, W, 3] uint8.
+        mask: [H, W] uint8, 255 = object.
+        K: [3, 3] intrinsics in pixels.
+
+    Raises:
+        ValueError: a shape is not as above, or the mask covers nothing.
+    """
+
+    image: Tensor
+    mask: Tensor
+    K: Tensor
+
+    def __post_init__(self) -> None:
+        if self.image.shape != (*self.mask.shape, 3) or self.K.shape != (3, 3):
+            shapes = [tuple(part.shape) for part in (self.image, self.mask, self.K)]
+            raise ValueError(f"image, mask and K have shapes {shapes}, not (H, W, 3), (H, W) and (3, 3)")
+        if not (self.mask >= 128).any():
+            raise ValueError("the mask covers no pixel: nothing to look for; without a mask give 255 everywhere")
+
+    @property
+    def cut_out(self) -> bool:
+        """Whether the mask leaves something out."""
+        return bool((self.mask < 128).any())
+
+    def on(self, level: Level) -> View:
+        """The photograph on a level's grid of cells."""
+        height, width = self.mask.shape
+        rows, columns = (max(1, round(level.side * n / max(height, width))) for n in (height, width))
+        mask = self.mask[None].float() / 255
+        seen = adaptive_avg_pool2d(
+            torch.cat([mask, mask * self.image.permute(2, 0, 1).float() / 255])[None], (rows, columns)
+        )
+        size = torch.tensor([columns * level.subrays, rows * level.subrays])
+        camera = Cameras(self.K[None].float(), torch.eye(4)[None], torch.tensor([[width, height]])).resized(size)
+        return View(seen[0], camera.grid_rays(0, int(size[1]), int(size[0]))[1], camera.K[0], level.subrays)
+
+
+@dataclass(frozen=True)
+class View:
+    """A photograph on a grid of cells.
+
+    Args:
+        seen: [4, h, w] the mask, and the colours times the mask.
+        rays: [h s w s, 3] unit directions in the camera's frame, row-major.
+        K: [3, 3] intrinsics in units of rays.
+        subrays: s, across and down a cell.
+    """
+
+    seen: Tensor
+    rays: Tensor
+    K: Tensor
+    subrays: int
+
+    def cells(self, maps: Tensor) -> Tensor:
+        """[..., h, w] means over each cell's rays, [..., h s, w s]."""
+        return avg_pool2d(maps, self.subrays)
+
+
+class Renderer:
+    """A voxel scene, ready to be ray-marched from many cameras at once."""
+
+    def __init__(self, scene: VoxelScene) -> None:
+        index = index_volume(scene)
+        self.scene, self.felt, self.padded = scene, felt_cells(index >= 0), pad_index(index)
+        self.middle = (scene.centres.amin(0) + scene.centres.amax(0)) / 2
+
+    def render(self, R: Tensor, c: Tensor, view: View) -> tuple[Tensor, Tensor]:
+        """Opacity and opacity-weighted colours [B, 4, h s, w s], and depths likewise [B, 1, h s, w s], of B cameras.
+
+        Args:
+            R: [B, 3, 3] R_world_from_camera; c: [B, 3] camera centres.
+            view: whose rays are marched.
+        """
+        directions = (view.rays @ R.mT).reshape(-1, 3)
+        origins = c[:, None].expand(-1, len(view.rays), -1).reshape(-1, 3)
+        samples = sample_cells(origins, directions, self.scene.grid, self.felt, step=1.0)
+        voxel, corner = trilinear_padded(samples.position, self.padded)
+        weights = render_weights((corner * self.scene.density[voxel]).sum(1), samples)
+        kept = weights > FAINT
+        voxel, corner, ray = voxel[kept], corner[kept], samples.ray[kept]
+        corner = corner / corner.sum(1, keepdim=True)
+        colour = torch.einsum("sk,skc->sc", corner, self.scene.colour[voxel])
+        depth = samples.t[kept] * view.rays[:, 2].repeat(len(R))[ray]
+        values = torch.cat([torch.ones_like(colour[:, :1]), colour, depth[:, None]], 1)
+        sums = values.new_zeros(len(origins), 5).index_add_(0, ray, weights[kept, None] * values)
+        rows, columns = (n * view.subrays for n in view.seen.shape[1:])
+        maps = sums.view(len(R), rows, columns, 5).permute(0, 3, 1, 2)
+        return maps[:, :4], maps[:, 4:]
+
+
+@dataclass
+class Tried:
+    """B poses and what they look like.
+
+    Args:
+        R: [B, 3, 3]; c: [B, 3].
+        image: [B, 4, h s, w s] rendered opacity, and colours in the photograph's light.
+        depth: [B, 1, h s, w s] times opacity.
+        off: [B, 4, h, w] image minus photograph, of cells.
+        cost: [B] mean over cells of d^2 / (d^2 + outlier^2), in [0, 1), d a cell's difference.
+    """
+
+    R: Tensor
+    c: Tensor
+    image: Tensor
+    depth: Tensor
+    off: Tensor
+    cost: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Tried:
+        return Tried(*(part[rows] for part in vars(self).values()))
+
+    def take(self, rows: Tensor, other: Tried) -> None:
+        """Replaces some rows by all of `other`."""
+        for name, part in vars(self).items():
+            part[rows] = getattr(other, name)
+
+
+@torch.no_grad()
+def pose_by_rendering(photograph: Photograph, scene: VoxelScene, R: Tensor, c: Tensor) -> tuple[Tensor, float]:
+    """T_world_from_camera [4, 4] from which a scene looks most like a photograph, and `find_pose`'s cost of it.
+
+    Args:
+        photograph: with a mask, upright cameras all round the scene are tried as well, framed as the mask is.
+        scene: its voxels; the finer, the more precise the pose.
+        R: [B, 3, 3]; c: [B, 3]: poses to start from, such as `posesearch.likely_poses`; none are needed with a mask.
+
+    Raises:
+        ValueError: nothing to start from.
+    """
+    if photograph.cut_out:
+        grid = rotation_grid()
+        R, c = torch.cat([grid, R]), torch.cat([framed(grid, photograph, scene), c])
+    if not len(R):
+        raise ValueError("no pose to start from: give some, or a mask")
+    return find_pose(photograph, Renderer(scene), R, c)
+
+
+@torch.no_grad()
+def find_pose(
+    photograph: Photograph, renderer: Renderer, R: Tensor, c: Tensor, levels: tuple[Level, ...] = LEVELS
+) -> tuple[Tensor, float]:
+    """T_world_from_camera [4, 4] of the pose that looks most like the photograph, and what it costs (see `Tried`).
+
+    Args:
+        photograph: of the scene.
+        renderer: of the scene.
+        R: [B, 3, 3]; c: [B, 3]: poses to start from.
+        levels: from coarse to fine.
+    """
+    for level in levels:
+        view = photograph.on(level)
+        tried = look(R, c, renderer, view, level.outlier)
+        tried = tried[tried.cost.topk(min(level.poses, len(R)), largest=False).indices]
+        tried = descend(tried, renderer, view, level)
+        R, c = tried.R, tried.c
+    best = tried.cost.argmin()
+    T = torch.eye(4)
+    T[:3, :3], T[:3, 3] = R[best], c[best]
+    return T, float(tried.cost[best])
+
+
+def look(R: Tensor, c: Tensor, renderer: Renderer, view: View, outlier: float) -> Tried:
+    """What the scene looks like from B poses, and how far that is from the photograph."""
+    image, depth = renderer.render(R, c, view)
+    image = in_light(image, view)
+    off = view.cells(image) - view.seen
+    square = off.square().sum(1)
+    return Tried(R, c, image, depth, off, (square / (square + outlier**2)).flatten(1).mean(1))
+
+
+def in_light(image: Tensor, view: View) -> Tensor:
+    """Renderings [B, 4, h s, w s] with the gain and offset of each colour that fit the photograph best."""
+    opacity, colour = view.cells(image).flatten(2).split([1, 3], dim=1)  # [B, 1, n] and [B, 3, n]
+    weight = (opacity * view.seen[0].flatten()).expand_as(colour)
+    A = torch.stack([colour, opacity.expand_as(colour)], 3)  # [B, 3, n, 2]
+    ridge = RIDGE * weight.shape[2]
+    H = torch.einsum("bkn,bkni,bknj->bkij", weight, A, A) + ridge * torch.eye(2)
+    b = torch.einsum("bkn,bkni,kn->bki", weight, A, view.seen[1:].flatten(1)) + ridge * torch.tensor([1.0, 0.0])
+    gain, offset = torch.linalg.solve(H, b[..., None])[..., None].unbind(2)  # [B, 3, 1, 1] each
+    return torch.cat([image[:, :1], gain * image[:, 1:] + offset * image[:, :1]], 1)
+
+
+def descend(tried: Tried, renderer: Renderer, view: View, level: Level) -> Tried:
+    """Levenberg-Marquardt on each of B poses; one that no longer gets better is left alone."""
+    damping = torch.full_like(tried.cost, 1e-2)
+    live = torch.arange(len(tried.cost))
+    for _ in range(level.steps):
+        now = tried[live]
+        J = slopes(now, view, renderer.middle).flatten(3)  # [B, 6, 4, n]
+        off = now.off.flatten(2)
+        weight = 1 / (1 + off.square().sum(1) / level.outlier**2).square()
+        H = torch.einsum("bn,bicn,bjcn->bij", weight, J, J)
+        diagonal = H.diagonal(dim1=1, dim2=2)
+        H = H + torch.diag_embed(damping[live, None] * diagonal.clamp_min(1e-4 * diagonal.amax(1, keepdim=True)) + 1e-9)
+        step = -torch.linalg.solve(H, torch.einsum("bn,bicn,bcn->bi", weight, J, off)).clamp(-0.3, 0.3)
+        new = look(*moved(now.R, now.c, renderer.middle, step), renderer, view, level.outlier)
+        better = new.cost < now.cost
+        tried.take(live[better], new[better])
+        damping[live] = torch.where(better, damping[live] / 4, damping[live] * 8).clamp_min(1e-5)
+        done = torch.where(better, now.cost - new.cost < 1e-4 * now.cost, damping[live] > 100)
+        live = live[~done]
+        if not len(live):
+            break
+    return tried
+
+
+def slopes(tried: Tried, view: View, middle: Tensor) -> Tensor:
+    """[B, 6, 4, h, w] how the cells change with the motions of `moved`: against the flow of what they show.
+
+    Rays beside the scene, whose colours change where its edge moves over them, take the depth of their neighbours.
+    """
+    image, K, (rows, columns) = tried.image, view.K, tried.image.shape[2:]
+    beyond = pad(image, (1, 1, 1, 1), mode="replicate")
+    across = (beyond[:, :, 1:-1, 2:] - beyond[:, :, 1:-1, :-2]) / 2
+    down = (beyond[:, :, 2:, 1:-1] - beyond[:, :, :-2, 1:-1]) / 2
+    centre = ((middle - tried.c)[:, None] @ tried.R)[:, 0]  # [B, 3], the scene's middle in the camera's frame
+    opacity, depth = avg_pool2d(torch.cat([image[:, :1], tried.depth], 1), 3, 1, 1).unbind(1)
+    z = torch.where(opacity > FAINT, depth / opacity.clamp_min(FAINT), centre[:, 2, None, None])  # [B, h s, w s]
+    v, u = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
+    x, y = (u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1]
+    arm = torch.stack([x * z, y * z, z], 3) - centre[:, None, None]
+    arm = arm.expand(3, *arm.shape)  # [3, B, h s, w s, 3], one for each axis
+    axes = torch.eye(3)[:, None, None, None].expand_as(arm)
+    motion = torch.cat([torch.linalg.cross(axes, arm), axes * centre.norm(dim=1)[:, None, None, None]])
+    flow_x = K[0, 0] * (motion[..., 0] - x * motion[..., 2]) / z
+    flow_y = K[1, 1] * (motion[..., 1] - y * motion[..., 2]) / z
+    J = -(across * flow_x[:, :, None] + down * flow_y[:, :, None]).transpose(0, 1)
+    return view.cells(J.flatten(0, 1)).unflatten(0, J.shape[:2])
+
+
+def moved(R: Tensor, c: Tensor, middle: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
+    """B cameras to which the scene seems moved: turned about its middle, then shifted, in the cameras' frames.
+
+    Args:
+        R: [B, 3, 3]; c: [B, 3].
+        middle: [3] of the scene.
+        motion: [B, 6] a rotation vector in radians, and a shift as a share of the distance to the middle.
+    """
+    centre = ((middle - c)[:, None] @ R)[:, 0]
+    return turned(R, c, centre, motion[:, :3], motion[:, 3:] * centre.norm(dim=1, keepdim=True))
+
+
+def framed(R: Tensor, photograph: Photograph, scene: VoxelScene) -> Tensor:
+    """[B, 3] camera centres that give the scene the mean and spread of the photograph's mask (weak perspective)."""
+    v, u = torch.nonzero(photograph.mask >= 128).float().add(0.5).T
+    K = photograph.K.float()
+    rays = torch.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1]], 1)
+    some = torch.linspace(0, len(scene) - 1, min(len(scene), 1000)).long()
+    points = scene.centres[some] @ R  # [B, N, 3] camera axes about the world's origin
+    mean, spread = points.mean(1), points[..., :2].var(dim=1, unbiased=False).sum(1).sqrt()
+    depth = spread / rays.var(dim=0, unbiased=False).sum().sqrt().clamp_min(1e-6)
+    t = torch.cat([rays.mean(0) * depth[:, None], depth[:, None]], 1) - mean
+    return -(R @ t[:, :, None])[:, :, 0]

@@ -1,0 +1,162 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from toys import toy_scene, toy_views
+
+from condense.cameras import Cameras, look_at
+from condense.keypoints import ImageKeyPoints, KeyPoints
+from condense.posealign import (
+    LEVELS,
+    Level,
+    Photograph,
+    Renderer,
+    find_pose,
+    framed,
+    look,
+    moved,
+    pose_by_rendering,
+    slopes,
+)
+from condense.poses import pose_errors
+from condense.rayoperator import build_operator
+from condense.repository import SceneRepository
+from condense.voxels import VoxelScene
+
+K = torch.tensor([[83.0, 0, 32], [0, 83, 32], [0, 0, 1]])
+FINE = Level(32, 1, 1, 20, 0.3)
+
+
+def lopsided(seed=0):
+    """A box with a block on one corner: no turn carries it onto itself."""
+    box = toy_scene(1 + 2 * seed, side=16)
+    coords = torch.stack(
+        torch.meshgrid(torch.arange(9, 16), torch.arange(9, 16), torch.arange(10, 16), indexing="ij"), -1
+    )
+    coords = coords.reshape(-1, 3).int()
+    new = coords[~(coords[:, None] == box.coords).all(2).any(1)]
+    colour = torch.tensor([[0.9, 0.2, 0.1]]).expand(len(new), 3)
+    return VoxelScene(
+        torch.cat([box.coords, new]), torch.full((len(box) + len(new),), 4.0), torch.cat([box.colour, colour]), box.grid
+    )
+
+
+def camera(eye):
+    return Cameras(K[None], look_at(torch.tensor([eye]), torch.zeros(3)), torch.tensor([[64, 64]]))
+
+
+def photograph(scene, cameras, gain=(1.0, 1.0, 1.0), offset=0.0):
+    views = toy_views(scene, cameras)
+    image = torch.from_numpy(views.images[0]).float() * torch.tensor(gain) + 255 * offset
+    mask = torch.from_numpy(views.masks[0] * 255).round().to(torch.uint8)
+    return Photograph(image.clamp(0, 255).round().to(torch.uint8), mask, K)
+
+
+def test_cells_are_what_the_ray_operator_renders():
+    scene, cameras = lopsided(), camera([1.7, 0.6, 0.8])
+    view = photograph(scene, cameras).on(Level(32, 2, 1, 1, 1.0))
+    T = cameras.T_world_from_camera
+    image, depth = Renderer(scene).render(T[:, :3, :3], T[:, :3, 3], view)
+    away = cameras.project(0, scene.centres)[1]
+    values = torch.cat([torch.ones(len(scene), 1), scene.colour, away[:, None]], 1)
+    expected = build_operator(scene, cameras, 0, 64, 64, subrays=1, step=1.0, keep=1.0).render(values).T.view(5, 64, 64)
+    torch.testing.assert_close(image[0], expected[:4], atol=2e-3, rtol=0)
+    solid = expected[0] > 0.9
+    torch.testing.assert_close(
+        (depth[0, 0] / image[0, 0])[solid], (expected[4] / expected[0])[solid], atol=0.03, rtol=0
+    )
+    torch.testing.assert_close(view.seen[0], view.cells(expected[:1])[0], atol=0.1, rtol=0)
+
+
+def test_slopes_are_finite_differences():
+    scene, cameras = lopsided(), camera([1.7, 0.6, 0.8])
+    view = photograph(scene, cameras).on(Level(32, 2, 1, 1, 1.0))
+    renderer, T = Renderer(scene), cameras.T_world_from_camera
+    R, c = T[:, :3, :3], T[:, :3, 3]
+    J = slopes(look(R, c, renderer, view, 1.0), view, renderer.middle)[0]
+    for axis in range(6):
+        step = 0.015 * torch.eye(6)[axis, None]
+        ahead, behind = (
+            view.cells(renderer.render(*moved(R, c, renderer.middle, s), view)[0])[0] for s in (step, -step)
+        )
+        difference = (ahead - behind) / 0.03
+        cosine = torch.nn.functional.cosine_similarity(J[axis].flatten(), difference.flatten(), dim=0)
+        assert cosine > 0.8 and 0.7 < J[axis].norm() / difference.norm() < 1.4, axis
+
+
+@pytest.mark.parametrize("light", [((1.0, 1.0, 1.0), 0.0), ((0.6, 0.75, 0.9), 0.05)])
+def test_a_pose_nearby_is_put_right_in_any_light(light):
+    scene, cameras = lopsided(), camera([1.7, 0.6, 0.8])
+    renderer, T = Renderer(scene), cameras.T_world_from_camera
+    off = torch.tensor([[0.08, -0.1, 0.06, 0.03, -0.02, 0.06]])
+    R, c = moved(T[:, :3, :3], T[:, :3, 3], renderer.middle, off)
+    found, cost = find_pose(photograph(scene, cameras, *light), renderer, R, c, (Level(16, 2, 1, 20, 1.0), FINE))
+    degrees, distance = pose_errors(found, T[0])
+    assert degrees < 1 and distance < 0.03 and cost < 0.02
+
+
+def test_a_pose_is_found_without_any_start():
+    scene, cameras = lopsided(), camera([-1.2, 1.3, 0.7])
+    found, cost = pose_by_rendering(photograph(scene, cameras), scene, torch.zeros(0, 3, 3), torch.zeros(0, 3))
+    degrees, distance = pose_errors(found, cameras.T_world_from_camera[0])
+    assert degrees < 1 and distance < 0.03
+    mirrored = VoxelScene(
+        torch.cat([15 - scene.coords[:, :1], scene.coords[:, 1:]], 1), scene.density, scene.colour, scene.grid
+    )
+    other = pose_by_rendering(photograph(scene, cameras), mirrored, torch.zeros(0, 3, 3), torch.zeros(0, 3))[1]
+    assert other > 2 * cost  # what looks nearly alike is told apart
+
+
+def test_a_framing_camera_is_as_far_away_as_the_true_one():
+    scene, cameras = lopsided(), camera([2.5, 0.8, 1.0])
+    T = cameras.T_world_from_camera
+    centre = framed(T[:, :3, :3], photograph(scene, cameras), scene)[0]
+    assert (centre - T[0, :3, 3]).norm() < 0.3 * T[0, :3, 3].norm()  # a mask is not as spread as what is inside it
+
+
+def test_a_contracted_grid_is_rendered_too():
+    scene = lopsided()
+    grid = dataclasses.replace(scene.grid, contracted=True)
+    if grid.to_world(torch.tensor([[8.0, 8, 8]])).abs().max() > 1:
+        pytest.fail("the middle of the toy grid has moved")
+    contracted, cameras = dataclasses.replace(scene, grid=grid), camera([1.0, 0.6, 0.5])
+    renderer, T = Renderer(contracted), cameras.T_world_from_camera
+    R, c = moved(T[:, :3, :3], T[:, :3, 3], renderer.middle, torch.tensor([[0.05, -0.04, 0.03, 0.02, 0, 0.03]]))
+    found, _ = find_pose(photograph(contracted, cameras), renderer, R, c, (FINE,))
+    assert pose_errors(found, T[0])[0] < 1
+
+
+def test_bad_input_is_refused():
+    image, mask = torch.zeros(8, 8, 3, dtype=torch.uint8), torch.zeros(8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="covers no pixel"):
+        Photograph(image, mask, K)
+    with pytest.raises(ValueError, match=r"\(H, W, 3\)"):
+        Photograph(image[:4], mask, K)
+    with pytest.raises(ValueError, match="no pose to start from"):
+        pose_by_rendering(Photograph(image, mask + 255, K), lopsided(), torch.zeros(0, 3, 3), torch.zeros(0, 3))
+    assert not Photograph(image, mask + 255, K).cut_out and [level.side for level in LEVELS] == [12, 16, 32, 64]
+
+
+def test_rendering_tells_scenes_apart_whose_key_points_are_the_same():
+    rng = np.random.default_rng(0)
+    right, cameras = lopsided(), camera([1.7, 0.6, 0.8])
+    wrong = VoxelScene(right.coords[:-60], right.density[:-60], right.colour[:-60], right.grid)  # lacks some of a part
+    rows = torch.from_numpy(rng.permutation(len(right) - 60)[:80])
+    descriptors = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(80, 64))).float(), dim=1)
+    normals = torch.nn.functional.normalize(right.centres[rows], dim=1)
+    points = KeyPoints(right.centres[rows], normals, torch.ones(80), descriptors, right.colour[rows])
+    repository = SceneRepository("model")
+    for name in ("wrong", "right"):
+        repository.add(name, points)
+    pixels, _ = cameras.project(0, points.positions)
+    image = ImageKeyPoints(pixels, torch.ones(80), descriptors, (64, 64))
+    asked = photograph(right, cameras)
+    scenes = {"right": right, "wrong": wrong}
+    answers = repository.query_photograph(image, asked, scenes.__getitem__)
+    assert [a.name for a in answers] == ["right", "wrong"] and answers[0].features[2] > answers[1].features[2]
+    assert pose_errors(answers[0].pose, cameras.T_world_from_camera[0])[0] < 1 and len(answers[0].inliers) > 5
+    unseen = repository.query_photograph(image, asked, scenes.__getitem__, verify=0)
+    assert all(answer.pose is None for answer in unseen)
+    repository.set_calibration("photograph", [0.0, 0, 0, 0, 0])
+    assert repository.query_photograph(image, asked, scenes.__getitem__)[0].score == pytest.approx(0.5)
