@@ -6,11 +6,13 @@ photograph's mask and colours. Levenberg-Marquardt moves the camera until they a
 grid of cells, at last the best few on a fine one (inverse rendering: iNeRF, Yen-Chen et al. 2021). How the rendering
 changes with the camera is worked out from its own gradient across the image and its depth, as in the direct alignment
 of images (Lucas and Kanade 1981; Engel et al. 2014): a step takes one rendering. The photograph's light is another one,
-so each channel is compared after the gain and offset that fit best. Nothing is trained. Not differentiable.
+so each channel is compared after the gain and offset that fit best; what decides in the end is local contrast. Nothing
+is trained. Not differentiable.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +25,7 @@ from condense.raymarch import felt_cells, pad_index, render_weights, sample_cell
 from condense.voxels import VoxelScene, index_volume
 
 FAINT = 1e-3  # weights of samples, and opacities of cells, below it are left out
+ALIKE = 10.0  # degrees between two poses below which only the better one is tried further
 RIDGE = 1e-3  # pull of the light's gain to 1 and of its offset to 0
 
 
@@ -36,6 +39,9 @@ class Level:
         poses: that are tried here, the best of the level before.
         steps: of each pose, at most.
         outlier: difference from which a cell counts little (Geman and McClure 1987).
+        march: distance between samples of a ray, in voxels.
+        window: cells across the neighbourhood whose mean colour is taken off each colour, so that light which changes
+            slowly across the image does not count; 0 takes nothing off.
     """
 
     side: int
@@ -43,9 +49,17 @@ class Level:
     poses: int
     steps: int
     outlier: float
+    march: float = 1.0
+    window: int = 0
 
 
-LEVELS = (Level(12, 2, 24, 12, 1.0), Level(16, 2, 8, 10, 1.0), Level(32, 1, 3, 15, 0.5), Level(64, 1, 2, 15, 0.3))
+LEVELS = (
+    Level(12, 2, 20, 10, 1.0, march=2.0),
+    Level(16, 2, 6, 10, 1.0, march=2.0),
+    Level(32, 1, 3, 12, 0.5),
+    Level(64, 1, 2, 12, 0.3),
+    Level(64, 1, 2, 0, 0.3, window=9),  # which of the last poses, and which scene, is judged so
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,8 @@ class Photograph:
         )
         size = torch.tensor([columns * level.subrays, rows * level.subrays])
         camera = Cameras(self.K[None].float(), torch.eye(4)[None], torch.tensor([[width, height]])).resized(size)
-        return View(seen[0], camera.grid_rays(0, int(size[1]), int(size[0]))[1], camera.K[0], level.subrays)
+        rays = camera.grid_rays(0, int(size[1]), int(size[0]))[1]
+        return View(seen[0], rays, camera.K[0], level.subrays, level.march, level.window)
 
 
 @dataclass(frozen=True)
@@ -99,16 +114,27 @@ class View:
         rays: [h s w s, 3] unit directions in the camera's frame, row-major.
         K: [3, 3] intrinsics in units of rays.
         subrays: s, across and down a cell.
+        march, window: see `Level`.
     """
 
     seen: Tensor
     rays: Tensor
     K: Tensor
     subrays: int
+    march: float
+    window: int
 
     def cells(self, maps: Tensor) -> Tensor:
         """[..., h, w] means over each cell's rays, [..., h s, w s]."""
         return avg_pool2d(maps, self.subrays)
+
+    def contrast(self, off: Tensor) -> Tensor:
+        """[B, 4, h, w] the same with the neighbourhood's mean taken off each colour."""
+        if not self.window:
+            return off
+        colour, reach = off[:, 1:], self.window // 2
+        mean = avg_pool2d(pad(colour, (reach,) * 4, mode="replicate"), self.window, 1)
+        return torch.cat([off[:, :1], colour - mean], 1)
 
 
 class Renderer:
@@ -128,7 +154,7 @@ class Renderer:
         """
         directions = (view.rays @ R.mT).reshape(-1, 3)
         origins = c[:, None].expand(-1, len(view.rays), -1).reshape(-1, 3)
-        samples = sample_cells(origins, directions, self.scene.grid, self.felt, step=1.0)
+        samples = sample_cells(origins, directions, self.scene.grid, self.felt, view.march)
         voxel, corner = trilinear_padded(samples.position, self.padded)
         weights = render_weights((corner * self.scene.density[voxel]).sum(1), samples)
         kept = weights > FAINT
@@ -206,8 +232,7 @@ def find_pose(
     for level in levels:
         view = photograph.on(level)
         tried = look(R, c, renderer, view, level.outlier)
-        tried = tried[tried.cost.topk(min(level.poses, len(R)), largest=False).indices]
-        tried = descend(tried, renderer, view, level)
+        tried = descend(tried[distinct(R, tried.cost, level.poses)], renderer, view, level)
         R, c = tried.R, tried.c
     best = tried.cost.argmin()
     T = torch.eye(4)
@@ -215,11 +240,23 @@ def find_pose(
     return T, float(tried.cost[best])
 
 
+def distinct(R: Tensor, cost: Tensor, count: int) -> Tensor:
+    """Indices of up to `count` poses of low cost that are turned against each other by ALIKE or more."""
+    order = cost.argsort(stable=True)
+    trace = torch.einsum("aij,bij->ab", R[order], R[order])
+    near = trace > 1 + 2 * math.cos(math.radians(ALIKE))
+    kept: list[int] = []
+    for row in range(len(order)):
+        if len(kept) < count and not near[row, kept].any():
+            kept.append(row)
+    return order[kept]
+
+
 def look(R: Tensor, c: Tensor, renderer: Renderer, view: View, outlier: float) -> Tried:
     """What the scene looks like from B poses, and how far that is from the photograph."""
     image, depth = renderer.render(R, c, view)
     image = in_light(image, view)
-    off = view.cells(image) - view.seen
+    off = view.contrast(view.cells(image) - view.seen)
     square = off.square().sum(1)
     return Tried(R, c, image, depth, off, (square / (square + outlier**2)).flatten(1).mean(1))
 
@@ -281,7 +318,7 @@ def slopes(tried: Tried, view: View, middle: Tensor) -> Tensor:
     flow_x = K[0, 0] * (motion[..., 0] - x * motion[..., 2]) / z
     flow_y = K[1, 1] * (motion[..., 1] - y * motion[..., 2]) / z
     J = -(across * flow_x[:, :, None] + down * flow_y[:, :, None]).transpose(0, 1)
-    return view.cells(J.flatten(0, 1)).unflatten(0, J.shape[:2])
+    return view.contrast(view.cells(J.flatten(0, 1))).unflatten(0, J.shape[:2])
 
 
 def moved(R: Tensor, c: Tensor, middle: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:

@@ -96,7 +96,7 @@ class SceneQueries(ABC):
         shortlist: int = 50,
         verify: int = 3,
         max_error: float = 0.03,
-        weight: float = 1.0,
+        weight: float = 10.0,
         worst: float = 0.25,
         seed: int = 0,
     ) -> list[Answer]:
@@ -113,7 +113,7 @@ class SceneQueries(ABC):
             shortlist: scenes whose key points are compared.
             verify: scenes that are rendered, at most; they have poses.
             max_error: as of `query_image`.
-            weight: of fit against similarity.
+            weight: of fit against similarity, which decides between scenes that look the same.
             worst: as of `query_image`.
             seed: of RANSAC.
 

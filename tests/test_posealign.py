@@ -12,6 +12,7 @@ from condense.posealign import (
     Level,
     Photograph,
     Renderer,
+    distinct,
     find_pose,
     framed,
     look,
@@ -85,6 +86,29 @@ def test_slopes_are_finite_differences():
         assert cosine > 0.8 and 0.7 < J[axis].norm() / difference.norm() < 1.4, axis
 
 
+def test_poses_that_are_tried_further_differ():
+    turns = [torch.linalg.matrix_exp(torch.tensor([[0, -a, 0], [a, 0, 0], [0, 0, 0.0]])) for a in (0, 0.05, 1, 1.1, 2)]
+    R, cost = torch.stack(turns), torch.tensor([0.3, 0.2, 0.5, 0.4, 0.1])
+    assert distinct(R, cost, 2).tolist() == [4, 1]
+    assert distinct(R, cost, 5).tolist() == [4, 1, 3]  # those between are within 10 degrees of a better one
+
+
+def test_local_contrast_leaves_slow_light_out():
+    scene, cameras = lopsided(), camera([1.7, 0.6, 0.8])
+    bright = photograph(scene, cameras)
+    slope = torch.linspace(0.7, 1.3, 64)[None, :, None]
+    shaded = dataclasses.replace(bright, image=(bright.image * slope).clamp(0, 255).to(torch.uint8))
+    T, renderer = cameras.T_world_from_camera, Renderer(scene)
+    plain, local = (Level(64, 1, 1, 0, 0.3, window=window) for window in (0, 9))
+    worse = [float(look(T[:, :3, :3], T[:, :3, 3], renderer, shaded.on(each), 0.3).cost) for each in (plain, local)]
+    assert worse[1] < 0.5 * worse[0]
+    view = bright.on(local)
+    off = torch.rand(2, 4, 12, 12, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(view.contrast(off)[:, :1], off[:, :1])
+    mean = off[1, 2, 1:10, 2:11].mean()
+    torch.testing.assert_close(view.contrast(off)[1, 2, 5, 6], off[1, 2, 5, 6] - mean)
+
+
 @pytest.mark.parametrize("light", [((1.0, 1.0, 1.0), 0.0), ((0.6, 0.75, 0.9), 0.05)])
 def test_a_pose_nearby_is_put_right_in_any_light(light):
     scene, cameras = lopsided(), camera([1.7, 0.6, 0.8])
@@ -135,7 +159,7 @@ def test_bad_input_is_refused():
         Photograph(image[:4], mask, K)
     with pytest.raises(ValueError, match="no pose to start from"):
         pose_by_rendering(Photograph(image, mask + 255, K), lopsided(), torch.zeros(0, 3, 3), torch.zeros(0, 3))
-    assert not Photograph(image, mask + 255, K).cut_out and [level.side for level in LEVELS] == [12, 16, 32, 64]
+    assert not Photograph(image, mask + 255, K).cut_out and [level.side for level in LEVELS] == [12, 16, 32, 64, 64]
 
 
 def test_rendering_tells_scenes_apart_whose_key_points_are_the_same():

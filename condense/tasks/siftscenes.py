@@ -150,7 +150,7 @@ def sift_outcomes(kept: Path, plan: Plan, sift: Sift | None = None, ratio: float
     found: dict[str, list[Outcome]] = {"sift_pnp": [], "sift_rendered": []}
     for query in plan.queries():
         image, K = sift(query.image, query.mask), query.camera.K[0]
-        rendering = in_rendering(image, Photograph(query.image, query.mask, K), plan.voxels, MAX_ERROR, 1.0, 0)
+        rendering = in_rendering(image, Photograph(query.image, query.mask, K), plan.voxels, MAX_ERROR, 10.0, 0)
         for method, posed, verify in (("sift_pnp", by_pnp(image, K), VERIFIED), ("sift_rendered", rendering, RENDERED)):
             answers = sift_answers(image, list(scenes), clouds, ratio, posed, verify) if len(image) else []
             found[method].append(outcome(query, answers[:10], truths.get(query.scene)))
