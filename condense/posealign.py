@@ -143,7 +143,7 @@ class Renderer:
     def __init__(self, scene: VoxelScene) -> None:
         index = index_volume(scene)
         self.scene, self.felt, self.padded = scene, felt_cells(index >= 0), pad_index(index)
-        self.middle = (scene.centres.amin(0) + scene.centres.amax(0)) / 2
+        self.middle = scene.centres.median(0).values  # a contracted grid reaches far
 
     def render(self, R: Tensor, c: Tensor, view: View) -> tuple[Tensor, Tensor]:
         """Opacity and opacity-weighted colours [B, 4, h s, w s], and depths likewise [B, 1, h s, w s], of B cameras.
@@ -309,6 +309,7 @@ def slopes(tried: Tried, view: View, middle: Tensor) -> Tensor:
     centre = ((middle - tried.c)[:, None] @ tried.R)[:, 0]  # [B, 3], the scene's middle in the camera's frame
     opacity, depth = avg_pool2d(torch.cat([image[:, :1], tried.depth], 1), 3, 1, 1).unbind(1)
     z = torch.where(opacity > FAINT, depth / opacity.clamp_min(FAINT), centre[:, 2, None, None])  # [B, h s, w s]
+    z = z.clamp_min(FAINT * centre.norm(dim=1)[:, None, None])
     v, u = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
     x, y = (u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1]
     arm = torch.stack([x * z, y * z, z], 3) - centre[:, None, None]
