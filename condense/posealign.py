@@ -42,6 +42,7 @@ class Level:
         march: distance between samples of a ray, in voxels.
         window: cells across the neighbourhood whose mean colour is taken off each colour, so that light which changes
             slowly across the image does not count; 0 takes nothing off.
+        outline: weight of opacity against colours: a field's edges are soft, so its outline is a little off.
     """
 
     side: int
@@ -51,6 +52,7 @@ class Level:
     outlier: float
     march: float = 1.0
     window: int = 0
+    outline: float = 0.25
 
 
 LEVELS = (
@@ -102,7 +104,7 @@ class Photograph:
         size = torch.tensor([columns * level.subrays, rows * level.subrays])
         camera = Cameras(self.K[None].float(), torch.eye(4)[None], torch.tensor([[width, height]])).resized(size)
         rays = camera.grid_rays(0, int(size[1]), int(size[0]))[1]
-        return View(seen[0], rays, camera.K[0], level.subrays, level.march, level.window)
+        return View(seen[0], rays, camera.K[0], level)
 
 
 @dataclass(frozen=True)
@@ -111,30 +113,27 @@ class View:
 
     Args:
         seen: [4, h, w] the mask, and the colours times the mask.
-        rays: [h s w s, 3] unit directions in the camera's frame, row-major.
+        rays: [h s w s, 3] unit directions in the camera's frame, row-major; s the level's sub-rays.
         K: [3, 3] intrinsics in units of rays.
-        subrays: s, across and down a cell.
-        march, window: see `Level`.
+        level: whose grid it is.
     """
 
     seen: Tensor
     rays: Tensor
     K: Tensor
-    subrays: int
-    march: float
-    window: int
+    level: Level
 
     def cells(self, maps: Tensor) -> Tensor:
         """[..., h, w] means over each cell's rays, [..., h s, w s]."""
-        return avg_pool2d(maps, self.subrays)
+        return avg_pool2d(maps, self.level.subrays)
 
-    def contrast(self, off: Tensor) -> Tensor:
-        """[B, 4, h, w] the same with the neighbourhood's mean taken off each colour."""
-        if not self.window:
-            return off
-        colour, reach = off[:, 1:], self.window // 2
-        mean = avg_pool2d(pad(colour, (reach,) * 4, mode="replicate"), self.window, 1)
-        return torch.cat([off[:, :1], colour - mean], 1)
+    def weighed(self, off: Tensor) -> Tensor:
+        """What counts of differences [B, 4, h, w] in opacity and colours: see `Level.outline` and `Level.window`."""
+        outline, colour = off[:, :1] * self.level.outline, off[:, 1:]
+        if self.level.window:
+            reach = self.level.window // 2
+            colour = colour - avg_pool2d(pad(colour, (reach,) * 4, mode="replicate"), self.level.window, 1)
+        return torch.cat([outline, colour], 1)
 
 
 class Renderer:
@@ -154,7 +153,7 @@ class Renderer:
         """
         directions = (view.rays @ R.mT).reshape(-1, 3)
         origins = c[:, None].expand(-1, len(view.rays), -1).reshape(-1, 3)
-        samples = sample_cells(origins, directions, self.scene.grid, self.felt, view.march)
+        samples = sample_cells(origins, directions, self.scene.grid, self.felt, view.level.march)
         voxel, corner = trilinear_padded(samples.position, self.padded)
         weights = render_weights((corner * self.scene.density[voxel]).sum(1), samples)
         kept = weights > FAINT
@@ -164,7 +163,7 @@ class Renderer:
         depth = samples.t[kept] * view.rays[:, 2].repeat(len(R))[ray]
         values = torch.cat([torch.ones_like(colour[:, :1]), colour, depth[:, None]], 1)
         sums = values.new_zeros(len(origins), 5).index_add_(0, ray, weights[kept, None] * values)
-        rows, columns = (n * view.subrays for n in view.seen.shape[1:])
+        rows, columns = (n * view.level.subrays for n in view.seen.shape[1:])
         maps = sums.view(len(R), rows, columns, 5).permute(0, 3, 1, 2)
         return maps[:, :4], maps[:, 4:]
 
@@ -177,7 +176,7 @@ class Tried:
         R: [B, 3, 3]; c: [B, 3].
         image: [B, 4, h s, w s] rendered opacity, and colours in the photograph's light.
         depth: [B, 1, h s, w s] times opacity.
-        off: [B, 4, h, w] image minus photograph, of cells.
+        off: [B, 4, h, w] image minus photograph, of cells, weighed.
         cost: [B] mean over cells of d^2 / (d^2 + outlier^2), in [0, 1), d a cell's difference.
     """
 
@@ -256,7 +255,7 @@ def look(R: Tensor, c: Tensor, renderer: Renderer, view: View, outlier: float) -
     """What the scene looks like from B poses, and how far that is from the photograph."""
     image, depth = renderer.render(R, c, view)
     image = in_light(image, view)
-    off = view.contrast(view.cells(image) - view.seen)
+    off = view.weighed(view.cells(image) - view.seen)
     square = off.square().sum(1)
     return Tried(R, c, image, depth, off, (square / (square + outlier**2)).flatten(1).mean(1))
 
@@ -319,7 +318,7 @@ def slopes(tried: Tried, view: View, middle: Tensor) -> Tensor:
     flow_x = K[0, 0] * (motion[..., 0] - x * motion[..., 2]) / z
     flow_y = K[1, 1] * (motion[..., 1] - y * motion[..., 2]) / z
     J = -(across * flow_x[:, :, None] + down * flow_y[:, :, None]).transpose(0, 1)
-    return view.contrast(view.cells(J.flatten(0, 1))).unflatten(0, J.shape[:2])
+    return view.weighed(view.cells(J.flatten(0, 1))).unflatten(0, J.shape[:2])
 
 
 def moved(R: Tensor, c: Tensor, middle: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:

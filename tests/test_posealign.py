@@ -79,7 +79,8 @@ def test_slopes_are_finite_differences():
     for axis in range(6):
         step = 0.015 * torch.eye(6)[axis, None]
         ahead, behind = (
-            view.cells(renderer.render(*moved(R, c, renderer.middle, s), view)[0])[0] for s in (step, -step)
+            view.weighed(view.cells(renderer.render(*moved(R, c, renderer.middle, s), view)[0]))[0]
+            for s in (step, -step)
         )
         difference = (ahead - behind) / 0.03
         cosine = torch.nn.functional.cosine_similarity(J[axis].flatten(), difference.flatten(), dim=0)
@@ -99,14 +100,14 @@ def test_local_contrast_leaves_slow_light_out():
     slope = torch.linspace(0.7, 1.3, 64)[None, :, None]
     shaded = dataclasses.replace(bright, image=(bright.image * slope).clamp(0, 255).to(torch.uint8))
     T, renderer = cameras.T_world_from_camera, Renderer(scene)
-    plain, local = (Level(64, 1, 1, 0, 0.3, window=window) for window in (0, 9))
+    plain, local = (Level(64, 1, 1, 0, 0.3, window=window, outline=0.5) for window in (0, 9))
     worse = [float(look(T[:, :3, :3], T[:, :3, 3], renderer, shaded.on(each), 0.3).cost) for each in (plain, local)]
     assert worse[1] < 0.5 * worse[0]
     view = bright.on(local)
     off = torch.rand(2, 4, 12, 12, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(view.contrast(off)[:, :1], off[:, :1])
+    torch.testing.assert_close(view.weighed(off)[:, :1], 0.5 * off[:, :1])
     mean = off[1, 2, 1:10, 2:11].mean()
-    torch.testing.assert_close(view.contrast(off)[1, 2, 5, 6], off[1, 2, 5, 6] - mean)
+    torch.testing.assert_close(view.weighed(off)[1, 2, 5, 6], off[1, 2, 5, 6] - mean)
 
 
 @pytest.mark.parametrize("light", [((1.0, 1.0, 1.0), 0.0), ((0.6, 0.75, 0.9), 0.05)])
