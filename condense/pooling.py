@@ -47,6 +47,22 @@ def voxel_scene(field: Field, resolution: int) -> VoxelScene:
     return VoxelScene(coords.int(), density[tuple(coords.T)].float(), colour.float(), grid)
 
 
+def rendered_scene(field: Field, resolution: int) -> VoxelScene:
+    """The field as voxels to be rendered, at most `resolution` along its longest side.
+
+    A field that is no finer keeps its own voxels and their signed densities: those below 0 put its surfaces between
+    voxels, and without them everything looks half a voxel thicker. Voxels that touch nothing of positive density are
+    left out. A finer one is pooled, as `voxel_scene`.
+    """
+    if max(field.grid.shape) > resolution:
+        return voxel_scene(field, resolution)
+    solid = torch.zeros(field.grid.shape)
+    solid[tuple(field.coords.long().T)] = (field.density[:, 0] > 0).float()
+    touching = torch.nn.functional.max_pool3d(solid[None, None], 3, 1, 1)[0, 0][tuple(field.coords.long().T)] > 0
+    rgb = field.colour[touching].view(int(touching.sum()), 3, -1)[:, :, 0].clamp(0, 1)
+    return VoxelScene(field.coords[touching], field.density[touching, 0], rgb, field.grid)
+
+
 def coarser(grid: Grid, resolution: int) -> Grid:
     """The same region with `resolution` voxels along the longest side; never finer than `grid`."""
     ratio = max(1.0, max(grid.shape) / resolution)

@@ -3,7 +3,8 @@
 Key points say roughly where a camera stood; in small images they lie half a pixel off, and degrees of the pose with
 them. Here the scene is ray-marched into a small grid of cells, and opacity and colours are compared with the
 photograph's mask and colours. Levenberg-Marquardt moves the camera until they agree best: first many poses on a coarse
-grid of cells, at last the best few on a fine one (inverse rendering: iNeRF, Yen-Chen et al. 2021). How the rendering
+grid of cells, of the scene at half its resolution, at last the best few on a fine one (inverse rendering: iNeRF,
+Yen-Chen et al. 2021). How the rendering
 changes with the camera is worked out from its own gradient across the image and its depth, as in the direct alignment
 of images (Lucas and Kanade 1981; Engel et al. 2014): a step takes one rendering. The photograph's light is another one,
 so each channel is compared after the gain and offset that fit best; what decides in the end is local contrast. Nothing
@@ -22,7 +23,7 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, pad
 from condense.cameras import Cameras
 from condense.posesearch import rotation_grid, turned
 from condense.raymarch import felt_cells, pad_index, render_weights, sample_cells, trilinear_padded
-from condense.voxels import VoxelScene, index_volume
+from condense.voxels import VoxelScene, halved, index_volume
 
 FAINT = 1e-3  # weights of samples, and opacities of cells, below it are left out
 ALIKE = 10.0  # degrees between two poses below which only the better one is tried further
@@ -39,10 +40,9 @@ class Level:
         poses: that are tried here, the best of the level before.
         steps: of each pose, at most.
         outlier: difference from which a cell counts little (Geman and McClure 1987).
-        march: distance between samples of a ray, in voxels.
+        halved: render the scene at half its resolution.
         window: cells across the neighbourhood whose mean colour is taken off each colour, so that light which changes
             slowly across the image does not count; 0 takes nothing off.
-        outline: weight of opacity against colours: a field's edges are soft, so its outline is a little off.
     """
 
     side: int
@@ -50,14 +50,14 @@ class Level:
     poses: int
     steps: int
     outlier: float
-    march: float = 1.0
+    halved: bool = False
     window: int = 0
-    outline: float = 0.25
 
 
 LEVELS = (
-    Level(12, 2, 20, 10, 1.0, march=2.0),
-    Level(16, 2, 6, 10, 1.0, march=2.0),
+    Level(12, 1, 24, 0, 1.0, halved=True),
+    Level(12, 2, 20, 10, 1.0, halved=True),
+    Level(16, 2, 6, 10, 1.0, halved=True),
     Level(32, 1, 3, 12, 0.5),
     Level(64, 1, 2, 12, 0.3),
     Level(64, 1, 2, 0, 0.3, window=9),  # which of the last poses, and which scene, is judged so
@@ -128,21 +128,27 @@ class View:
         return avg_pool2d(maps, self.level.subrays)
 
     def weighed(self, off: Tensor) -> Tensor:
-        """What counts of differences [B, 4, h, w] in opacity and colours: see `Level.outline` and `Level.window`."""
-        outline, colour = off[:, :1] * self.level.outline, off[:, 1:]
-        if self.level.window:
-            reach = self.level.window // 2
-            colour = colour - avg_pool2d(pad(colour, (reach,) * 4, mode="replicate"), self.level.window, 1)
-        return torch.cat([outline, colour], 1)
+        """What counts of differences [B, 4, h, w] in opacity and colours: see `Level.window`."""
+        if not self.level.window:
+            return off
+        colour, reach = off[:, 1:], self.level.window // 2
+        colour = colour - avg_pool2d(pad(colour, (reach,) * 4, mode="replicate"), self.level.window, 1)
+        return torch.cat([off[:, :1], colour], 1)
 
 
 class Renderer:
-    """A voxel scene, ready to be ray-marched from many cameras at once."""
+    """A voxel scene, ready to be ray-marched from many cameras at once.
+
+    Densities may be signed (`pooling.rendered_scene`): extinction is the positive part of what is interpolated.
+    """
 
     def __init__(self, scene: VoxelScene) -> None:
-        index = index_volume(scene)
-        self.scene, self.felt, self.padded = scene, felt_cells(index >= 0), pad_index(index)
-        self.middle = scene.centres.median(0).values  # a contracted grid reaches far
+        index, solid = index_volume(scene), scene.density > 0
+        self.scene, self.padded = scene, pad_index(index)
+        self.felt = felt_cells((index >= 0) & solid[index])
+        centres = scene.centres[solid]
+        self.middle = centres.median(0).values  # a contracted grid reaches far
+        self.spread = float((centres - self.middle).square().sum(1).mean().sqrt())
 
     def render(self, R: Tensor, c: Tensor, view: View) -> tuple[Tensor, Tensor]:
         """Opacity and opacity-weighted colours [B, 4, h s, w s], and depths likewise [B, 1, h s, w s], of B cameras.
@@ -153,9 +159,9 @@ class Renderer:
         """
         directions = (view.rays @ R.mT).reshape(-1, 3)
         origins = c[:, None].expand(-1, len(view.rays), -1).reshape(-1, 3)
-        samples = sample_cells(origins, directions, self.scene.grid, self.felt, view.level.march)
+        samples = sample_cells(origins, directions, self.scene.grid, self.felt, 1.0)
         voxel, corner = trilinear_padded(samples.position, self.padded)
-        weights = render_weights((corner * self.scene.density[voxel]).sum(1), samples)
+        weights = render_weights((corner * self.scene.density[voxel]).sum(1).relu(), samples)
         kept = weights > FAINT
         voxel, corner, ray = voxel[kept], corner[kept], samples.ray[kept]
         corner = corner / corner.sum(1, keepdim=True)
@@ -210,26 +216,27 @@ def pose_by_rendering(photograph: Photograph, scene: VoxelScene, R: Tensor, c: T
     """
     if photograph.cut_out:
         grid = rotation_grid()
-        R, c = torch.cat([grid, R]), torch.cat([framed(grid, photograph, scene), c])
+        R, c = torch.cat([grid, R]), torch.cat([framed(grid, photograph, Renderer(halved(scene))), c])
     if not len(R):
         raise ValueError("no pose to start from: give some, or a mask")
-    return find_pose(photograph, Renderer(scene), R, c)
+    return find_pose(photograph, scene, R, c)
 
 
 @torch.no_grad()
 def find_pose(
-    photograph: Photograph, renderer: Renderer, R: Tensor, c: Tensor, levels: tuple[Level, ...] = LEVELS
+    photograph: Photograph, scene: VoxelScene, R: Tensor, c: Tensor, levels: tuple[Level, ...] = LEVELS
 ) -> tuple[Tensor, float]:
     """T_world_from_camera [4, 4] of the pose that looks most like the photograph, and what it costs (see `Tried`).
 
     Args:
         photograph: of the scene.
-        renderer: of the scene.
+        scene: its voxels.
         R: [B, 3, 3]; c: [B, 3]: poses to start from.
         levels: from coarse to fine.
     """
+    renderers = {size: Renderer(halved(scene) if size else scene) for size in {level.halved for level in levels}}
     for level in levels:
-        view = photograph.on(level)
+        renderer, view = renderers[level.halved], photograph.on(level)
         tried = look(R, c, renderer, view, level.outlier)
         tried = descend(tried[distinct(R, tried.cost, level.poses)], renderer, view, level)
         R, c = tried.R, tried.c
@@ -333,14 +340,47 @@ def moved(R: Tensor, c: Tensor, middle: Tensor, motion: Tensor) -> tuple[Tensor,
     return turned(R, c, centre, motion[:, :3], motion[:, 3:] * centre.norm(dim=1, keepdim=True))
 
 
-def framed(R: Tensor, photograph: Photograph, scene: VoxelScene) -> Tensor:
-    """[B, 3] camera centres that give the scene the mean and spread of the photograph's mask (weak perspective)."""
-    v, u = torch.nonzero(photograph.mask >= 128).float().add(0.5).T
-    K = photograph.K.float()
-    rays = torch.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1]], 1)
-    some = torch.linspace(0, len(scene) - 1, min(len(scene), 1000)).long()
-    points = scene.centres[some] @ R  # [B, N, 3] camera axes about the world's origin
-    mean, spread = points.mean(1), points[..., :2].var(dim=1, unbiased=False).sum(1).sqrt()
-    depth = spread / rays.var(dim=0, unbiased=False).sum().sqrt().clamp_min(1e-6)
-    t = torch.cat([rays.mean(0) * depth[:, None], depth[:, None]], 1) - mean
-    return -(R @ t[:, :, None])[:, :, 0]
+def framed(R: Tensor, photograph: Photograph, renderer: Renderer, rounds: int = 2) -> Tensor:
+    """[B, 3] camera centres from which the scene's opacity has the mean and spread of the photograph's mask.
+
+    Of each camera the first guess goes by how far the scene's voxels lie from its middle; then it is rendered, and
+    moved by what its opacity lacks (weak perspective).
+
+    Args:
+        R: [B, 3, 3] R_world_from_camera.
+        photograph: with a mask.
+        renderer: of the scene.
+        rounds: of rendering and moving.
+    """
+    view = photograph.on(LEVELS[0])
+    middle, spread, _ = _moments(view.seen[None, 0], view)
+    depth = renderer.spread * math.sqrt(2 / 3) / spread.expand(len(R))
+    centre = torch.cat([middle.expand(len(R), 2), torch.ones(len(R), 1)], 1) * depth[:, None]
+    for _ in range(rounds):
+        opacity = view.cells(renderer.render(R, _centre_of(R, centre, renderer), view)[0])[:, 0]
+        there, wide, total = _moments(opacity, view)
+        seen = total[:, None] > 0.5  # of a cell; what is out of sight stays where it is
+        z = centre[:, 2:] * torch.where(seen, (wide / spread)[:, None].clamp(0.5, 2), torch.ones(()))
+        ray = centre[:, :2] / centre[:, 2:] + torch.where(seen, middle - there, torch.zeros(()))
+        centre = torch.cat([ray * z, z], 1)
+    return _centre_of(R, centre, renderer)
+
+
+def _centre_of(R: Tensor, middle: Tensor, renderer: Renderer) -> Tensor:
+    """[B, 3] where cameras stand that see the scene's middle at `middle` [B, 3], in their frames."""
+    return renderer.middle - (R @ middle[:, :, None])[:, :, 0]
+
+
+def _moments(opacity: Tensor, view: View) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [B, 2], spread [B] (as slopes of rays) and total [B] of cells [B, h, w]."""
+    rows, columns = opacity.shape[1:]
+    v, u = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
+    K, subrays = view.K, view.level.subrays
+    x, y = (u * subrays - K[0, 2]) / K[0, 0], (v * subrays - K[1, 2]) / K[1, 1]
+    ray = torch.stack([x, y]).flatten(1)  # [2, n]
+    weight = opacity.flatten(1)
+    total = weight.sum(1)
+    weight = weight / total[:, None].clamp_min(1e-6)
+    mean = weight @ ray.T
+    spread = (weight @ ray.square().T - mean.square()).sum(1).clamp_min(1e-8).sqrt()
+    return mean, spread, total

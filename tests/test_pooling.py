@@ -1,9 +1,11 @@
+import dataclasses
+
 import pytest
 import torch
 
 from condense.field import Field
 from condense.grid import Grid
-from condense.pooling import coarser, enclosed, overlaps, voxel_scene
+from condense.pooling import coarser, enclosed, overlaps, rendered_scene, voxel_scene
 
 
 def block(density: float, side: int = 6, grid_side: int = 12) -> Field:
@@ -57,3 +59,15 @@ def test_a_grid_is_never_made_finer():
 def test_a_transparent_field_is_refused():
     with pytest.raises(ValueError, match="transparent"):
         voxel_scene(block(0.001), 6)
+
+
+def test_a_field_is_rendered_as_it_was_fitted():
+    field = block(0.3)
+    around = dataclasses.replace(field, density=torch.where(field.coords[:, :1] == field.coords[:, 0].min(), -0.2, 0.3))
+    scene = rendered_scene(around, 12)
+    assert scene.grid == field.grid and (scene.density == -0.2).sum() == 36 and (scene.density > 0).sum() == 180
+    lonely = dataclasses.replace(field, density=torch.where(field.coords[:, :1] == field.coords[:, 0].max(), 0.3, -0.2))
+    kept = rendered_scene(lonely, 12).coords[:, 0]
+    assert len(kept) == 72 and kept.min() == field.coords[:, 0].max() - 1  # the rest touch nothing solid
+    pooled, plain = rendered_scene(field, 8), voxel_scene(field, 8)
+    torch.testing.assert_close(pooled.density, plain.density)

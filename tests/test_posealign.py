@@ -21,9 +21,10 @@ from condense.posealign import (
     slopes,
 )
 from condense.poses import pose_errors
+from condense.posesearch import rotation_grid
 from condense.rayoperator import build_operator
 from condense.repository import SceneRepository
-from condense.voxels import VoxelScene
+from condense.voxels import VoxelScene, index_volume
 
 K = torch.tensor([[83.0, 0, 32], [0, 83, 32], [0, 0, 1]])
 FINE = Level(32, 1, 1, 20, 0.3)
@@ -100,12 +101,12 @@ def test_local_contrast_leaves_slow_light_out():
     slope = torch.linspace(0.7, 1.3, 64)[None, :, None]
     shaded = dataclasses.replace(bright, image=(bright.image * slope).clamp(0, 255).to(torch.uint8))
     T, renderer = cameras.T_world_from_camera, Renderer(scene)
-    plain, local = (Level(64, 1, 1, 0, 0.3, window=window, outline=0.5) for window in (0, 9))
+    plain, local = (Level(64, 1, 1, 0, 0.3, window=window) for window in (0, 9))
     worse = [float(look(T[:, :3, :3], T[:, :3, 3], renderer, shaded.on(each), 0.3).cost) for each in (plain, local)]
     assert worse[1] < 0.5 * worse[0]
     view = bright.on(local)
     off = torch.rand(2, 4, 12, 12, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(view.weighed(off)[:, :1], 0.5 * off[:, :1])
+    torch.testing.assert_close(view.weighed(off)[:, :1], off[:, :1])
     mean = off[1, 2, 1:10, 2:11].mean()
     torch.testing.assert_close(view.weighed(off)[1, 2, 5, 6], off[1, 2, 5, 6] - mean)
 
@@ -113,10 +114,11 @@ def test_local_contrast_leaves_slow_light_out():
 @pytest.mark.parametrize("light", [((1.0, 1.0, 1.0), 0.0), ((0.6, 0.75, 0.9), 0.05)])
 def test_a_pose_nearby_is_put_right_in_any_light(light):
     scene, cameras = lopsided(), camera([1.7, 0.6, 0.8])
-    renderer, T = Renderer(scene), cameras.T_world_from_camera
+    T = cameras.T_world_from_camera
     off = torch.tensor([[0.08, -0.1, 0.06, 0.03, -0.02, 0.06]])
-    R, c = moved(T[:, :3, :3], T[:, :3, 3], renderer.middle, off)
-    found, cost = find_pose(photograph(scene, cameras, *light), renderer, R, c, (Level(16, 2, 1, 20, 1.0), FINE))
+    R, c = moved(T[:, :3, :3], T[:, :3, 3], Renderer(scene).middle, off)
+    levels = (Level(16, 2, 1, 20, 1.0, halved=True), FINE)
+    found, cost = find_pose(photograph(scene, cameras, *light), scene, R, c, levels)
     degrees, distance = pose_errors(found, T[0])
     assert degrees < 1 and distance < 0.03 and cost < 0.02
 
@@ -133,11 +135,45 @@ def test_a_pose_is_found_without_any_start():
     assert other > 2 * cost  # what looks nearly alike is told apart
 
 
-def test_a_framing_camera_is_as_far_away_as_the_true_one():
+def test_framing_cameras_see_the_scene_where_the_mask_is():
     scene, cameras = lopsided(), camera([2.5, 0.8, 1.0])
-    T = cameras.T_world_from_camera
-    centre = framed(T[:, :3, :3], photograph(scene, cameras), scene)[0]
-    assert (centre - T[0, :3, 3]).norm() < 0.3 * T[0, :3, 3].norm()  # a mask is not as spread as what is inside it
+    T, asked, renderer = cameras.T_world_from_camera[0], photograph(lopsided(), cameras), Renderer(scene)
+    R, middle = rotation_grid(4, range(0, 31, 30)), renderer.middle
+    true = framed(T[None, :3, :3], asked, renderer)[0]
+    assert (true - T[:3, 3]).norm() < 0.05 * T[:3, 3].norm()
+    view = asked.on(LEVELS[0])
+    opacity = view.cells(renderer.render(R, framed(R, asked, renderer, rounds=3), view)[0])[:, 0]
+    x = torch.arange(12) + 0.5
+    for axis in (1, 2):
+        seen = view.seen[0].sum(axis - 1)
+        there = opacity.sum(axis)
+        torch.testing.assert_close(
+            (there @ x) / there.sum(1), ((seen @ x) / seen.sum()).expand(len(R)), atol=0.3, rtol=0
+        )
+    first = framed(R, asked, renderer, rounds=0)
+    centre = ((middle - first)[:, None] @ R)[:, 0]
+    assert (centre[:, 2] > 0).all()  # before the camera
+
+
+def test_signed_densities_keep_a_surface_where_it_is():
+    scene, cameras = lopsided(), camera([1.7, 0.6, 0.8])
+    volume = torch.nn.functional.pad(index_volume(scene) >= 0, (1,) * 6)
+    around = (torch.nn.functional.max_pool3d(volume[None].float(), 3, 1, 1)[0] > 0) & ~volume
+    shell = around.nonzero().int()
+    grid = scene.grid
+    low = tuple(x - grid.voxel_size for x in grid.origin)
+    signed = VoxelScene(
+        torch.cat([scene.coords + 1, shell]),
+        torch.cat([scene.density, torch.full((len(shell),), -4.0)]),
+        torch.cat([scene.colour, torch.zeros(len(shell), 3)]),
+        dataclasses.replace(grid, origin=low, shape=tuple(n + 2 for n in grid.shape)),
+    )
+    view, T = photograph(scene, cameras).on(FINE), cameras.T_world_from_camera
+    thick, thin = (Renderer(each).render(T[:, :3, :3], T[:, :3, 3], view)[0][0, 0] for each in (scene, signed))
+    edge = grid.voxel_size / 2 * 83 / 2 / T[0, :3, 3].norm()  # half a voxel, in cells
+    shrunk = thin.sum().sqrt() / thick.sum().sqrt()
+    assert 1 - 6 * edge / thick.sum().sqrt() < shrunk < 0.99
+    torch.testing.assert_close(Renderer(signed).middle, Renderer(scene).middle)
 
 
 def test_a_contracted_grid_is_rendered_too():
@@ -146,9 +182,9 @@ def test_a_contracted_grid_is_rendered_too():
     if grid.to_world(torch.tensor([[8.0, 8, 8]])).abs().max() > 1:
         pytest.fail("the middle of the toy grid has moved")
     contracted, cameras = dataclasses.replace(scene, grid=grid), camera([1.0, 0.6, 0.5])
-    renderer, T = Renderer(contracted), cameras.T_world_from_camera
-    R, c = moved(T[:, :3, :3], T[:, :3, 3], renderer.middle, torch.tensor([[0.05, -0.04, 0.03, 0.02, 0, 0.03]]))
-    found, _ = find_pose(photograph(contracted, cameras), renderer, R, c, (FINE,))
+    T, middle = cameras.T_world_from_camera, Renderer(contracted).middle
+    R, c = moved(T[:, :3, :3], T[:, :3, 3], middle, torch.tensor([[0.05, -0.04, 0.03, 0.02, 0, 0.03]]))
+    found, _ = find_pose(photograph(contracted, cameras), contracted, R, c, (FINE,))
     assert pose_errors(found, T[0])[0] < 1
 
 
@@ -160,7 +196,7 @@ def test_bad_input_is_refused():
         Photograph(image[:4], mask, K)
     with pytest.raises(ValueError, match="no pose to start from"):
         pose_by_rendering(Photograph(image, mask + 255, K), lopsided(), torch.zeros(0, 3, 3), torch.zeros(0, 3))
-    assert not Photograph(image, mask + 255, K).cut_out and [level.side for level in LEVELS] == [12, 16, 32, 64, 64]
+    assert not Photograph(image, mask + 255, K).cut_out and [level.side for level in LEVELS] == [12, 12, 16, 32, 64, 64]
 
 
 def test_rendering_tells_scenes_apart_whose_key_points_are_the_same():

@@ -37,7 +37,7 @@ from condense.tasks.scenes_results import (
     truth_of,
     within,
 )
-from condense.tasks.siftscenes import Sift, by_pnp, sift_answers, surface_points
+from condense.tasks.siftscenes import Sift, by_pnp, sift_answers, surface_points, voted
 from condense.voxels import VoxelScene
 
 
@@ -206,11 +206,25 @@ class TestSift:
                 torch.randn(len(descriptors), 3, generator=generator), zeros, zeros[:, 0], descriptors, zeros
             )
 
-        a, b, empty = (unit(torch.randn(n, 128, generator=generator), dim=1) for n in (9, 9, 0))
-        image = ImageKeyPoints(torch.rand(5, 2, generator=generator) * 32, torch.ones(5), b[:5], (32, 32))
+        counts = (("a", 9), ("b", 9), ("empty", 0))
+        scenes = {name: scene(unit(torch.randn(n, 128, generator=generator), dim=1)) for name, n in counts}
+        image = ImageKeyPoints(
+            torch.rand(5, 2, generator=generator) * 32, torch.ones(5), scenes["b"].descriptors[3:8], (32, 32)
+        )
+        votes, rows = voted(image, list(scenes.values()), 0.8)
+        assert votes == pytest.approx([0, 1, 0], abs=0.01) and rows[1].tolist() == [3, 4, 5, 6, 7] and not len(rows[2])
+        handed = {}
+
+        def posed(name, near, matches):
+            handed[name] = near
+            return np.eye(4), matches[:2], 0.5, 0.25
+
+        answers = sift_answers(image, scenes, votes, rows, posed, 2)
+        assert [answer.name for answer in answers] == ["b", "a", "empty"] and set(handed) == {"a", "b"}
+        torch.testing.assert_close(handed["b"].positions, scenes["b"].positions[3:8])
+        assert answers[0].inliers.tolist() == [[0, 3], [1, 4]] and answers[2].pose is None
         K = torch.tensor([[40.0, 0, 16], [0, 40, 16], [0, 0, 1]])
-        answers = sift_answers(image, ["a", "b", "empty"], [scene(a), scene(b), scene(empty)], 0.8, by_pnp(image, K), 2)
-        assert answers[0].name == "b" and answers[0].similarity == pytest.approx(1, abs=0.01)
+        assert sift_answers(image, scenes, votes, rows, by_pnp(image, K), 2)[0].name == "b"
 
     def test_key_points_keep_to_the_mask(self):
         rng = np.random.default_rng(0)

@@ -37,7 +37,7 @@ from condense.keypoints import ImageKeyPoints, KeyPoints, load_keypoints, save_k
 from condense.links import Links, as_batch, load_links
 from condense.model import new_model
 from condense.params import ScenesParams, SparseParams
-from condense.pooling import voxel_scene
+from condense.pooling import rendered_scene
 from condense.posealign import Photograph
 from condense.ranking import Answer, calibrate, pool
 from condense.repository import SceneRepository
@@ -94,7 +94,7 @@ class Plan:
 
 @lru_cache(maxsize=512)
 def _voxels(path: Path, resolution: int) -> VoxelScene:
-    return voxel_scene(load_field(path)[0], resolution)
+    return rendered_scene(load_field(path)[0], resolution)
 
 
 def make_plans(

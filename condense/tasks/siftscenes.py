@@ -9,7 +9,7 @@ look like, from poses that SIFT's key points make likely (`sift_rendered`; see `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from condense.voxels import VoxelScene, index_volume
 VERIFIED, RENDERED = 5, 3  # scenes by PnP; by rendering, as many as of `query_photograph`
 RATIO = 0.8  # the largest ratio of distances, nearest scene to next, of a vote; 1 lets all vote
 MAX_ERROR = 0.03  # reprojection error of an inlier, as a share of the longer side of the image
+RENDERED_WEIGHT = 100.0  # of fit against the share of key points that vote
 WEIGHT = 0.1  # of log(1 + inliers) against the share of key points that vote
 
 
@@ -99,24 +100,40 @@ def sift_scene(path: Path, sift: Sift) -> KeyPoints:
     return KeyPoints(positions, zeros, torch.ones(len(positions)), torch.cat(descriptors), zeros)
 
 
+def voted(image: ImageKeyPoints, scenes: Sequence[KeyPoints], ratio: float) -> tuple[NDArray[np.float64], list[Tensor]]:
+    """[S] the share of an image's key points that vote for each scene, and the rows of its points that are nearest."""
+    best, rows = [], []
+    for scene in scenes:
+        cosine = scene.descriptors @ image.descriptors.T  # [N, Q]; large, so one scene's at a time
+        best.append(cosine.amax(0) if len(scene) else cosine.new_full((len(image),), -1.0))
+        rows.append(cosine.argmax(0).unique() if len(scene) else torch.zeros(0, dtype=torch.long))
+    cosines = torch.stack(best)  # [S, Q]
+    distance = (2 - 2 * cosines).clamp_min(0).sqrt()
+    two = distance.topk(min(2, len(scenes)), dim=0, largest=False)
+    clear = two.values[0] <= ratio * two.values[1] if len(scenes) > 1 else torch.ones(len(image), dtype=torch.bool)
+    votes = torch.bincount(two.indices[0][clear], minlength=len(scenes)).double() / max(1, len(image))
+    return (votes + 1e-3 * cosines.double().mean(1)).numpy(), rows  # the mean breaks ties
+
+
 def sift_answers(
-    image: ImageKeyPoints, names: Sequence[str], scenes: Sequence[KeyPoints], ratio: float, posed: Posed, verify: int
+    image: ImageKeyPoints,
+    scenes: Mapping[str, KeyPoints],
+    votes: NDArray[np.float64],
+    rows: Sequence[Tensor],
+    posed: Posed,
+    verify: int,
 ) -> list[Answer]:
-    """The scenes an image may show, best first; the first `verify` by votes are verified."""
-    cosines = [scene.descriptors @ image.descriptors.T for scene in scenes]  # [N, Q] each
-    best = torch.stack([c.amax(0) if len(c) else c.new_full((c.shape[1],), -1.0) for c in cosines])  # [S, Q]
-    distance = (2 - 2 * best).clamp_min(0).sqrt()
-    two = distance.topk(min(2, len(names)), dim=0, largest=False)
-    clear = two.values[0] <= ratio * two.values[-1] if len(names) > 1 else torch.ones(best.shape[1], dtype=torch.bool)
-    votes = torch.bincount(two.indices[0][clear], minlength=len(names)).double() / max(1, best.shape[1])
-    votes += 1e-3 * best.double().mean(1)  # breaks ties
+    """The scenes an image may show, best first; the first `verify` by votes are verified. See `voted`."""
+    names = list(scenes)
     poses: list[NDArray[np.float64] | None] = [None] * len(names)
     inliers, fit, bonus = [np.zeros((0, 2), np.int64)] * len(names), *np.zeros((2, len(names)))
-    for place in votes.argsort(descending=True, stable=True)[:verify].tolist():
-        found = posed(names[place], scenes[place], mutual_matches(cosines[place].T))
+    for place in np.argsort(-votes, kind="stable")[:verify].tolist():
+        near = scenes[names[place]][rows[place]]
+        found = posed(names[place], near, mutual_matches(image.descriptors @ near.descriptors.T))
         if found is not None:
-            poses[place], inliers[place], fit[place], bonus[place] = found
-    return ranked(names, votes.numpy(), poses, inliers, fit, bonus, UNCALIBRATED)
+            poses[place], pairs, fit[place], bonus[place] = found
+            inliers[place] = np.stack([pairs[:, 0], rows[place].numpy()[pairs[:, 1]]], axis=1)
+    return ranked(names, votes, poses, inliers, fit, bonus, UNCALIBRATED)
 
 
 def by_pnp(image: ImageKeyPoints, K: Tensor) -> Posed:
@@ -145,13 +162,15 @@ def sift_outcomes(kept: Path, plan: Plan, sift: Sift | None = None, ratio: float
     sift = sift or Sift()
     if not kept.is_file():
         save_keypoints(kept, {name: sift_scene(path, sift) for name, path in plan.scenes.items()})
-    scenes, truths = load_keypoints(kept, list(plan.scenes)), truths_of(plan)
-    clouds = [scene for scene in scenes.values() if isinstance(scene, KeyPoints)]
+    loaded, truths = load_keypoints(kept, list(plan.scenes)), truths_of(plan)
+    scenes = {name: scene for name, scene in loaded.items() if isinstance(scene, KeyPoints)}
     found: dict[str, list[Outcome]] = {"sift_pnp": [], "sift_rendered": []}
     for query in plan.queries():
         image, K = sift(query.image, query.mask), query.camera.K[0]
-        rendering = in_rendering(image, Photograph(query.image, query.mask, K), plan.voxels, MAX_ERROR, 10.0, 0)
+        photograph = Photograph(query.image, query.mask, K)
+        rendering = in_rendering(image, photograph, plan.voxels, MAX_ERROR, RENDERED_WEIGHT, 0)
+        votes, rows = voted(image, list(scenes.values()), ratio)
         for method, posed, verify in (("sift_pnp", by_pnp(image, K), VERIFIED), ("sift_rendered", rendering, RENDERED)):
-            answers = sift_answers(image, list(scenes), clouds, ratio, posed, verify) if len(image) else []
+            answers = sift_answers(image, scenes, votes, rows, posed, verify) if len(image) else []
             found[method].append(outcome(query, answers[:10], truths.get(query.scene)))
     return found
