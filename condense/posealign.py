@@ -56,11 +56,11 @@ class Level:
 
 LEVELS = (
     Level(12, 1, 24, 0, 1.0, halved=True),
-    Level(12, 2, 20, 10, 1.0, halved=True),
-    Level(16, 2, 6, 10, 1.0, halved=True),
-    Level(32, 1, 3, 12, 0.5),
-    Level(64, 1, 2, 12, 0.3),
-    Level(64, 1, 2, 0, 0.3, window=9),  # which of the last poses, and which scene, is judged so
+    Level(12, 2, 16, 6, 1.0, halved=True),
+    Level(16, 2, 5, 8, 1.0, halved=True),
+    Level(32, 1, 3, 10, 0.5),
+    Level(64, 1, 1, 10, 0.3),
+    Level(16, 4, 1, 0, 0.3, window=5),  # which scene it is, is judged so: fields lack what is finer
 )
 
 
@@ -203,23 +203,17 @@ class Tried:
 
 
 @torch.no_grad()
-def pose_by_rendering(photograph: Photograph, scene: VoxelScene, R: Tensor, c: Tensor) -> tuple[Tensor, float]:
-    """T_world_from_camera [4, 4] from which a scene looks most like a photograph, and `find_pose`'s cost of it.
+def pose_by_mask(photograph: Photograph, scene: VoxelScene) -> tuple[Tensor, float]:
+    """T_world_from_camera [4, 4] from which a scene looks most like a photograph with a mask, and what it costs.
+
+    Upright cameras all round the scene are tried, framed as the mask is. See `find_pose`.
 
     Args:
-        photograph: with a mask, upright cameras all round the scene are tried as well, framed as the mask is.
+        photograph: with a mask (`Photograph.cut_out`).
         scene: its voxels; the finer, the more precise the pose.
-        R: [B, 3, 3]; c: [B, 3]: poses to start from, such as `posesearch.likely_poses`; none are needed with a mask.
-
-    Raises:
-        ValueError: nothing to start from.
     """
-    if photograph.cut_out:
-        grid = rotation_grid()
-        R, c = torch.cat([grid, R]), torch.cat([framed(grid, photograph, Renderer(halved(scene))), c])
-    if not len(R):
-        raise ValueError("no pose to start from: give some, or a mask")
-    return find_pose(photograph, scene, R, c)
+    R = rotation_grid()
+    return find_pose(photograph, scene, R, framed(R, photograph, Renderer(halved(scene))))
 
 
 @torch.no_grad()
@@ -233,7 +227,12 @@ def find_pose(
         scene: its voxels.
         R: [B, 3, 3]; c: [B, 3]: poses to start from.
         levels: from coarse to fine.
+
+    Raises:
+        ValueError: nothing to start from.
     """
+    if not len(R):
+        raise ValueError("no pose to start from: give some, or a mask")
     renderers = {size: Renderer(halved(scene) if size else scene) for size in {level.halved for level in levels}}
     for level in levels:
         renderer, view = renderers[level.halved], photograph.on(level)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -99,11 +100,13 @@ class SceneQueries(ABC):
         weight: float = 10.0,
         worst: float = 0.25,
         seed: int = 0,
+        kept: Path | None = None,
     ) -> list[Answer]:
         """As `query_image`, verified by what the scenes look like: slower, and far surer of scene and pose.
 
-        The first `verify` scenes are rendered from poses that their key points make likely, and laid over the
-        photograph (`posealign`). They rank by similarity + weight * fit, where fit is 1 less the cost.
+        The first `verify` scenes are rendered from all round (without a mask: from poses that their key points make
+        likely) and laid over the photograph (`posealign`). They rank by similarity + weight * fit, where fit is 1 less
+        the cost.
 
         Args:
             keypoints: of the photograph.
@@ -116,11 +119,12 @@ class SceneQueries(ABC):
             weight: of fit against similarity, which decides between scenes that look the same.
             worst: as of `query_image`.
             seed: of RANSAC.
+            kept: folder that keeps poses of photographs with masks, for the next that asks the same.
 
         Raises:
             ValueError: the descriptors do not fit.
         """
-        posed = in_rendering(keypoints, photograph, voxels, max_error, weight, seed)
+        posed = in_rendering(keypoints, photograph, voxels, max_error, weight, seed, kept)
         arguments = (keypoints.descriptors, keypoints.scores, posed, shortlist, verify)
         return self._query("photograph", *arguments, most=weight, worst=worst)[:top]
 

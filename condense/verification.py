@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from condense.keptposes import kept_pose
 from condense.keypoints import ImageKeyPoints, KeyPoints
-from condense.posealign import Photograph, pose_by_rendering
+from condense.posealign import Photograph, find_pose
 from condense.poses import image_pose, scene_pose
 from condense.posesearch import likely_poses, partners, polished_pose, problem, search_pose
 from condense.ranking import Answer, Matches
@@ -58,8 +60,10 @@ def in_rendering(
     max_error: float,
     weight: float,
     seed: int,
+    kept: Path | None = None,
 ) -> Posed:
-    """Verifies by what the scene looks like (`posealign`), from poses that the key points make likely.
+    """Verifies by what the scene looks like (`posealign`): from poses that the key points make likely, or, where the
+    photograph has a mask, from all round.
 
     Args:
         keypoints: of the photograph.
@@ -68,16 +72,18 @@ def in_rendering(
         max_error: as of `in_image`, of the key points that count as inliers.
         weight: of 1 - cost, in the rank.
         seed: of RANSAC.
+        kept: folder of poses found before, see `kept_pose`.
     """
 
     def posed(name: str, scene: KeyPoints, matches: Matches) -> Verified | None:
         both = problem(keypoints, scene, photograph.K)
-        R, c = torch.zeros(0, 3, 3), torch.zeros(0, 3)
-        if min(len(scene), len(keypoints)) >= 3:
-            R, c = likely_poses(both, _by_pnp(keypoints, scene, matches, photograph.K, max_error, seed))
-        elif not photograph.cut_out:
+        if photograph.cut_out:
+            T, cost = kept_pose(photograph, voxels(name), kept)
+        elif min(len(scene), len(keypoints)) >= 3:
+            given = _by_pnp(keypoints, scene, matches, photograph.K, max_error, seed)
+            T, cost = find_pose(photograph, voxels(name), *likely_poses(both, given))
+        else:
             return None
-        T, cost = pose_by_rendering(photograph, voxels(name), R, c)
         return T.double().numpy(), partners(T, both, max_error), 1 - cost, weight * (1 - cost)
 
     return posed

@@ -19,6 +19,7 @@ keypoints
 poses ranking repositoryfiles text languagequeries
 posesearch geometrydescriptor alignment language
 posealign
+keptposes
 verification
 scenequeries
 repository milvusrepository

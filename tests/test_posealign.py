@@ -6,6 +6,7 @@ import torch
 from toys import toy_scene, toy_views
 
 from condense.cameras import Cameras, look_at
+from condense.keptposes import kept_pose
 from condense.keypoints import ImageKeyPoints, KeyPoints
 from condense.posealign import (
     LEVELS,
@@ -17,7 +18,7 @@ from condense.posealign import (
     framed,
     look,
     moved,
-    pose_by_rendering,
+    pose_by_mask,
     slopes,
 )
 from condense.poses import pose_errors
@@ -125,13 +126,13 @@ def test_a_pose_nearby_is_put_right_in_any_light(light):
 
 def test_a_pose_is_found_without_any_start():
     scene, cameras = lopsided(), camera([-1.2, 1.3, 0.7])
-    found, cost = pose_by_rendering(photograph(scene, cameras), scene, torch.zeros(0, 3, 3), torch.zeros(0, 3))
+    found, cost = pose_by_mask(photograph(scene, cameras), scene)
     degrees, distance = pose_errors(found, cameras.T_world_from_camera[0])
     assert degrees < 1 and distance < 0.03
     mirrored = VoxelScene(
         torch.cat([15 - scene.coords[:, :1], scene.coords[:, 1:]], 1), scene.density, scene.colour, scene.grid
     )
-    other = pose_by_rendering(photograph(scene, cameras), mirrored, torch.zeros(0, 3, 3), torch.zeros(0, 3))[1]
+    other = pose_by_mask(photograph(scene, cameras), mirrored)[1]
     assert other > 2 * cost  # what looks nearly alike is told apart
 
 
@@ -195,8 +196,28 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match=r"\(H, W, 3\)"):
         Photograph(image[:4], mask, K)
     with pytest.raises(ValueError, match="no pose to start from"):
-        pose_by_rendering(Photograph(image, mask + 255, K), lopsided(), torch.zeros(0, 3, 3), torch.zeros(0, 3))
-    assert not Photograph(image, mask + 255, K).cut_out and [level.side for level in LEVELS] == [12, 12, 16, 32, 64, 64]
+        find_pose(Photograph(image, mask + 255, K), lopsided(), torch.zeros(0, 3, 3), torch.zeros(0, 3))
+    assert not Photograph(image, mask + 255, K).cut_out and [level.side for level in LEVELS] == [12, 12, 16, 32, 64, 16]
+
+
+def test_poses_are_kept_by_what_photograph_and_scene_hold(tmp_path, monkeypatch):
+    scene, asked, calls = lopsided(), photograph(lopsided(), camera([1.7, 0.6, 0.8])), []
+
+    def search(*given):
+        calls.append(given)
+        return torch.eye(4) / 3, 0.1 * len(calls)
+
+    monkeypatch.setattr("condense.keptposes.pose_by_mask", search)
+    first = kept_pose(asked, scene, tmp_path / "poses")
+    again = kept_pose(asked, dataclasses.replace(scene), tmp_path / "poses")
+    assert len(calls) == 1 and again[1] == first[1] and torch.equal(again[0], first[0])
+    for other in (dataclasses.replace(scene, density=scene.density / 2), lopsided(1)):
+        kept_pose(asked, other, tmp_path / "poses")
+    kept_pose(dataclasses.replace(asked, image=255 - asked.image), scene, tmp_path / "poses")
+    kept_pose(dataclasses.replace(asked, K=2 * asked.K), scene, tmp_path / "poses")
+    assert len(calls) == 5 and len(list((tmp_path / "poses").iterdir())) == 5
+    kept_pose(asked, scene, None)
+    assert len(calls) == 6
 
 
 def test_rendering_tells_scenes_apart_whose_key_points_are_the_same():

@@ -73,12 +73,14 @@ class Plan:
         asked: the queries.
         fields: folders where the scenes' fields may be.
         resolution: voxels along the longest side of a scene that is rendered.
+        poses: folder that keeps the poses of rendered scenes: methods ask for the same ones.
     """
 
     scenes: dict[str, Path]
     asked: tuple[Asked, ...]
     fields: tuple[Path, ...] = ()
     resolution: int = 64
+    poses: Path | None = None
 
     def voxels(self, name: str) -> VoxelScene:
         """A scene's voxels, to be rendered: of its field, or, where that is not kept, those it was linked with."""
@@ -98,7 +100,11 @@ def _voxels(path: Path, resolution: int) -> VoxelScene:
 
 
 def make_plans(
-    links: Sequence[Path], variants: Sequence[Path], fields: Sequence[Path], params: ScenesParams
+    links: Sequence[Path],
+    variants: Sequence[Path],
+    fields: Sequence[Path],
+    params: ScenesParams,
+    poses: Path | None = None,
 ) -> tuple[Plan, Plan]:
     """The plans of test and of validation.
 
@@ -112,6 +118,7 @@ def make_plans(
         fields: folders of the fields of both.
         params: how many training captures are distractors, evenly taken; how many photographs of a capture in another
             light ask (one of any other); the resolution of rendered scenes.
+        poses: see `Plan`.
     """
     metas = {path: (scene.name, scene.meta) for path, scene in ((p, load_links(p, ())) for p in [*links, *variants])}
     by_split: dict[str, list[Path]] = {"test": [], "val": [], "train": [], "again": [], "twin": []}
@@ -128,7 +135,7 @@ def make_plans(
     def named(paths: Sequence[Path]) -> dict[str, Path]:
         return {metas[path][0]: path for path in paths}
 
-    rest = (tuple(fields), params.resolution)
+    rest = (tuple(fields), params.resolution, poses)
     test = Plan(named([*by_split["test"], *by_split["twin"], *others]), tuple(asked), *rest)
     return test, Plan(named([*held[::2], *others]), tuple(Asked(path, "", True, 1) for path in held), *rest)
 
@@ -258,7 +265,7 @@ def key_point_outcomes(
 def asked(repository: SceneRepository, plan: Plan, query: Query, image: ImageKeyPoints, top: int = 10) -> list[Answer]:
     """The answers to a query, whose key points are `image`; the scenes it may show are rendered."""
     photograph = Photograph(query.image, query.mask, query.camera.K[0])
-    return repository.query_photograph(image, photograph, plan.voxels, top)
+    return repository.query_photograph(image, photograph, plan.voxels, top, kept=plan.poses)
 
 
 def calibration(describer: Describer, scenes: Mapping[str, KeyPoints], plan: Plan) -> list[float] | None:

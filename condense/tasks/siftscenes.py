@@ -34,7 +34,7 @@ from condense.voxels import VoxelScene, index_volume
 VERIFIED, RENDERED = 5, 3  # scenes by PnP; by rendering, as many as of `query_photograph`
 RATIO = 0.8  # the largest ratio of distances, nearest scene to next, of a vote; 1 lets all vote
 MAX_ERROR = 0.03  # reprojection error of an inlier, as a share of the longer side of the image
-RENDERED_WEIGHT = 100.0  # of fit against the share of key points that vote
+RENDERED_WEIGHT = 100.0  # of fit against the share of key points that vote: as of `query_photograph`, fit decides
 WEIGHT = 0.1  # of log(1 + inliers) against the share of key points that vote
 
 
@@ -168,7 +168,7 @@ def sift_outcomes(kept: Path, plan: Plan, sift: Sift | None = None, ratio: float
     for query in plan.queries():
         image, K = sift(query.image, query.mask), query.camera.K[0]
         photograph = Photograph(query.image, query.mask, K)
-        rendering = in_rendering(image, photograph, plan.voxels, MAX_ERROR, RENDERED_WEIGHT, 0)
+        rendering = in_rendering(image, photograph, plan.voxels, MAX_ERROR, RENDERED_WEIGHT, 0, plan.poses)
         votes, rows = voted(image, list(scenes.values()), ratio)
         for method, posed, verify in (("sift_pnp", by_pnp(image, K), VERIFIED), ("sift_rendered", rendering, RENDERED)):
             answers = sift_answers(image, scenes, votes, rows, posed, verify) if len(image) else []
