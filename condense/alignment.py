@@ -1,5 +1,9 @@
 """Laying one scene over another, and what then speaks for and against their being the same one.
 
+Scenes are taken to stand upright, as cameras are in `posesearch`: one is laid over the other by a turn about the z axis
+and a shift, so each match of key points votes for a shift at every turn, and where many votes meet is tried: unlike
+random draws, this misses nothing that the matches say.
+
 A near-duplicate agrees with a scene nearly everywhere, so what tells is not how much agrees but whether anything speaks
 against: a voxel of the one, well inside what the other covers, with nothing near it there, and most of all many such
 voxels in one place. Colours are not compared: the light may be another. Not differentiable.
@@ -7,22 +11,25 @@ voxels in one place. Colours are not compared: the light may be another. Not dif
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.ndimage import label
 from scipy.spatial import ConvexHull, cKDTree
+from torch import Tensor
 
 from condense.keypoints import KeyPoints
-from condense.poses import mutual_matches, scene_pose
+from condense.poses import mutual_matches
 from condense.voxels import VoxelScene
 
 Array = NDArray[np.float64]
 NEAR = 1.5  # voxels within which a voxel counts as found in the other scene
-STARTS = 6  # of RANSAC, with other draws each
-TRIALS = 200  # of each of them
-BEST = 3  # of what they find is refined
+TURNS = 36  # that are tried, evenly
+STARTS = 6  # poses that most matches vote for
+BEST = 3  # of them are refined
 STEPS = 10  # of ICP
 SAMPLE = 400  # voxels that ICP moves
 
@@ -57,6 +64,10 @@ class Shape:
         coords, colours = scene.coords.long().numpy(), scene.colour.double().numpy()
         return Shape(points, centres, coords, colours, scene.grid.voxel_size, cKDTree(centres), facets)
 
+    def covers(self, points: Array) -> NDArray[np.bool_]:
+        """[M] whether points [M, 3] lie in the convex hull."""
+        return np.all(points @ self.facets[:, :3].T + self.facets[:, 3] <= 0, axis=1)
+
     @property
     def size(self) -> float:
         """The diagonal of the box around the centres."""
@@ -68,7 +79,7 @@ class Aligned:
     """Two scenes laid over each other.
 
     Args:
-        T_b_from_a: [4, 4] rigid.
+        T_b_from_a: [4, 4] a turn about z and a shift.
         evidence: [7] what tells whether they are the same, see `evidence`.
     """
 
@@ -77,52 +88,104 @@ class Aligned:
 
 
 def align(a: Shape, b: Shape, max_error: float = 0.04) -> Aligned | None:
-    """Lays scene `a` over `b` by mutual matches of their key points, then by ICP on their voxels.
+    """Lays scene `a` over `b`: where most matches of key points say (`voted`), then by ICP on their voxels.
 
-    A single RANSAC often ends with what fits most matches and few voxels: from some short ones, those are refined that
-    lay the most key points on the other scene, and the one that then lays the most voxels there is kept.
+    Of the poses that get most votes those are refined that lay the key points best on the other scene, and the one that
+    then lays the voxels best there is kept.
 
     Args:
         a: a scene.
         b: another.
-        max_error: distance of an inlier, as a share of the smaller scene's size.
+        max_error: distance between votes that agree, and of an inlier, as a share of the smaller scene's size.
 
     Returns:
-        None where no rigid motion explains three matches.
+        None where either has no key points.
     """
-    matches = mutual_matches(a.points.descriptors @ b.points.descriptors.T)
-    ends = a.points.positions.numpy()[matches[:, 0]], b.points.positions.numpy()[matches[:, 1]]
-    radius = max_error * min(a.size, b.size)
-    starts = [scene_pose(*ends, radius, seed, trials=TRIALS) for seed in range(STARTS)]
-    poses = [start.T_b_from_a for start in starts if start is not None]
-    if not poses:
+    cosine = a.points.descriptors @ b.points.descriptors.T
+    if not cosine.numel():
         return None
+    radius = max_error * min(a.size, b.size)
     corners = [np.asarray(shape.points.positions.double()) for shape in (a, b)]
-    first = sorted(poses, key=lambda T: -_agreement(a, b, T, *corners))[:BEST]
+    first = sorted(voted(a.points, b.points, cosine, radius), key=lambda T: -_agreement(a, b, T, *corners))[:BEST]
     thinned = [shape.centres[:: max(1, len(shape.centres) // SAMPLE)] for shape in (a, b)]
     T = max((refined(a, b, start) for start in first), key=lambda T: _agreement(a, b, T, *thinned))
-    agreeing = np.linalg.norm(carry(T, np.asarray(ends[0], dtype=float)) - ends[1], axis=1) <= radius
+    i, j = mutual_matches(cosine).T
+    agreeing = np.linalg.norm(carry(T, corners[0][i]) - corners[1][j], axis=1) <= radius
     return Aligned(T, evidence(a, b, T, int(agreeing.sum())))
 
 
+def voted(a: KeyPoints, b: KeyPoints, cosine: Tensor, radius: float) -> list[Array]:
+    """Up to STARTS poses T_b_from_a [4, 4] that most matches vote for, most first: Hough voting over turns about z.
+
+    Args:
+        a: key points of a scene, A of them.
+        b: of another, B of them.
+        cosine: [A, B] of their descriptors; each key point is matched with its most similar one.
+        radius: distance between the shifts of two matches from which they do not agree.
+    """
+    ends = torch.cat(
+        [
+            torch.stack([torch.arange(len(a)), cosine.argmax(1)], 1),
+            torch.stack([cosine.argmax(0), torch.arange(len(b))], 1),
+        ]
+    )
+    i, j = torch.unique(ends, dim=0).T
+    angle = torch.arange(TURNS) * 2 * math.pi / TURNS
+    R = torch.zeros(TURNS, 3, 3)
+    R[:, 0, 0] = R[:, 1, 1] = angle.cos()
+    R[:, 1, 0] = angle.sin()
+    R[:, 0, 1], R[:, 2, 2] = -R[:, 1, 0], 1
+    middle = a.positions.mean(0)
+    shift = b.positions[j] - (a.positions[i] - middle) @ R.mT  # [TURNS, M, 3] where each match puts the middle of a
+    height = shift[0, :, 2]  # at every turn
+    p, q = ((height[:, None] - height).abs() < radius).nonzero().T  # no other two matches agree at any turn
+    u, v = a.positions[i[p]] - a.positions[i[q]], b.positions[j[p]] - b.positions[j[q]]
+    along, across = (u * v)[:, :2].sum(1), u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]
+    apart = (u.square() + v.square()).sum(1) - 2 * (u * v)[:, 2] - 2 * (R[:, :2, 0] @ torch.stack([along, across]))
+    vote = (1 - apart / radius**2).clamp_min(0)  # |v - R u|^2 = |u|^2 + |v|^2 - 2 v . R u
+    votes = vote.new_zeros(len(i), TURNS).index_add_(0, p, vote.T.contiguous()).T  # [TURNS, M]
+    poses = []
+    while len(poses) < STARTS and votes.max() > 0:
+        turn, match = divmod(int(votes.argmax()), votes.shape[1])
+        agree = (shift[turn] - shift[turn, match]).norm(dim=1) < radius
+        T = np.eye(4)
+        T[:3, :3] = R[turn].double()
+        T[:3, 3] = (shift[turn, agree].mean(0) - R[turn] @ middle).double()
+        poses.append(T)
+        beside = (torch.arange(TURNS) - turn + 1) % TURNS <= 2  # this turn and its neighbours
+        votes[beside[:, None] & ((shift - shift[turn, match]).norm(dim=2) < 2 * radius)] = 0
+    return poses
+
+
 def _agreement(a: Shape, b: Shape, T: Array, from_a: Array, from_b: Array) -> float:
-    """How many of some points of either scene, as shares added up, lie near a voxel of the other under T_b_from_a."""
+    """How well points of either scene lie on the other's voxels under T_b_from_a, less those that should but do not.
+
+    Near points count by how near they are, else sliding a part along the whole would cost nothing.
+    """
     reach = NEAR * max(a.voxel, b.voxel)
-    there = b.tree.query(carry(T, from_a), distance_upper_bound=reach)[0]
-    back = a.tree.query(carry(np.asarray(np.linalg.inv(T)), from_b), distance_upper_bound=reach)[0]
-    return float(np.isfinite(there).mean() + np.isfinite(back).mean())
+    total = 0.0
+    for shape, points, motion in ((b, from_a, T), (a, from_b, np.asarray(np.linalg.inv(T)))):
+        moved = carry(motion, points)
+        distance = shape.tree.query(moved, distance_upper_bound=reach)[0]
+        near = np.isfinite(distance)
+        total += (1 - (distance[near] / reach) ** 2).sum() / len(points) - (~near & shape.covers(moved)).mean()
+    return float(total)
 
 
 def refined(a: Shape, b: Shape, T: Array) -> Array:
-    """T_b_from_a after STEPS of ICP (Besl and McKay 1992), on voxels within an ever smaller distance of each other."""
+    """T_b_from_a after STEPS of ICP (Besl and McKay 1992), on voxels within an ever smaller distance of each other.
+
+    They count by how near they are.
+    """
     points = a.centres[:: max(1, len(a.centres) // SAMPLE)]
-    for reach in np.linspace(5, NEAR, STEPS) * max(a.voxel, b.voxel):
+    for reach in np.linspace(5, 1, STEPS) * max(a.voxel, b.voxel):
         moved = carry(T, points)
         distance, nearest = b.tree.query(moved, distance_upper_bound=reach)
         near = np.isfinite(distance)
         if near.sum() < 3:
             return T
-        T = _rigid(moved[near], b.centres[nearest[near]]) @ T
+        weight = (1 - (distance[near] / reach) ** 2) ** 2 + 1e-9
+        T = _upright(moved[near], b.centres[nearest[near]], weight / weight.sum()) @ T
     return T
 
 
@@ -131,13 +194,14 @@ def carry(T: Array, points: Array) -> Array:
     return points @ T[:3, :3].T + T[:3, 3]
 
 
-def _rigid(a: Array, b: Array) -> Array:
-    """[4, 4] the rigid motion nearest to carrying a [M, 3] onto b (Kabsch 1976)."""
-    middle_a, middle_b = a.mean(0), b.mean(0)
-    u, _, vt = np.linalg.svd((a - middle_a).T @ (b - middle_b))
-    R = vt.T @ np.diag([1, 1, np.sign(np.linalg.det(vt.T @ u.T))]) @ u.T
+def _upright(a: Array, b: Array, weight: Array) -> Array:
+    """[4, 4] the turn about z and shift nearest to carrying a [M, 3] onto b; the weights [M] sum to 1 (Kabsch 1976)."""
+    middle_a, middle_b = weight @ a, weight @ b
+    H = ((a - middle_a) * weight[:, None]).T @ (b - middle_b)
+    angle = np.arctan2(H[0, 1] - H[1, 0], H[0, 0] + H[1, 1])
     T = np.eye(4)
-    T[:3, :3], T[:3, 3] = R, middle_b - R @ middle_a
+    T[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    T[:3, 3] = middle_b - T[:3, :3] @ middle_a
     return T
 
 
@@ -179,7 +243,7 @@ def _unfound(a: Shape, b: Shape, T: Array, reach: float) -> tuple[NDArray[np.boo
     """Which voxels [N] of `a` have none of `b` near, which lie in its hull, and the largest piece of both at once."""
     moved = carry(T, a.centres)
     missing = np.isinf(b.tree.query(moved, distance_upper_bound=reach)[0])
-    inside = np.all(moved @ b.facets[:, :3].T + b.facets[:, 3] <= 0, axis=1)
+    inside = b.covers(moved)
     volume = np.zeros(a.coords.max(0) + 1, dtype=bool)
     volume[tuple(a.coords[missing & inside].T)] = True
     pieces, count = label(volume, np.ones((3, 3, 3)))

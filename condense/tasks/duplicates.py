@@ -29,7 +29,7 @@ from condense.extraction import condense_scene
 from condense.geometrydescriptor import shape_keypoints
 from condense.keypoints import KeyPoints
 from condense.links import Links, load_links
-from condense.ranking import coarse_similarity, pool
+from condense.ranking import pool
 from condense.sparse import load_sparse
 from condense.tasks.descriptors import shape_histogram
 from condense.variantset import Derived, cropped, overlapping, recoloured, rotated
@@ -38,12 +38,13 @@ from condense.voxels import VoxelScene
 Array = NDArray[np.float64]
 POSITIVE = ("again", "recoloured", "rotated", "cropped", "overlap")
 POINTS = 256  # key points a scene
-SHORTLIST = 12  # others that a scene is compared with in full
-PARTS = 8  # pooled vectors of a scene that shortlists go by
+SHORTLIST = 16  # others that a scene is compared with in full
+PARTS = 32  # pooled vectors of a scene that shortlists go by
+ALIKE = 8  # of them, those that are most alike, count: two scenes may share a part alone
 # Weights of the evidence of an alignment, and the bias: logistic regression on variants of validation captures.
 DECISION = {
     "condense": (4.10, -4.89, -1.09, -0.04, 0.25, 9.78, -9.22, -8.69),
-    "fpfh": (1.19, -6.40, -1.73, 0.29, 0.98, 43.56, -16.09, -44.31),
+    "fpfh": (4.82, -3.73, -1.39, 0.06, 1.21, -5.62, -26.88, -1.58),
 }
 
 
@@ -124,35 +125,27 @@ def by_vectors(vectors: Tensor) -> Found:
     return Found((unit @ unit.T).numpy(), 0, {})
 
 
-def by_parts(points: Sequence[KeyPoints], parts: int = PARTS) -> Array:
-    """[N, N] how well the pooled vectors of one scene are found among those of the other, the better way round.
+def by_parts(points: Sequence[KeyPoints], parts: int = PARTS, alike: int = ALIKE) -> Array:
+    """[N, N] how well the `alike` best found of one scene's `parts` pooled vectors are found among the other's.
 
-    A part of a scene is found in the whole, whose mean is another; `parts` vectors a scene.
+    The better way round counts. Scenes that overlap share some parts, not their mean.
     """
-    vectors = torch.stack([pool(some.descriptors, some.scores, parts) for some in points])
-    found = torch.stack([coarse_similarity(some, vectors) for some in vectors])
+    vectors = torch.stack([pool(some.descriptors, some.scores, parts) for some in points])  # [N, P, D]
+    flat = vectors.flatten(0, 1)
+    best = [(flat @ some.T).view(len(points), parts, parts).amax(1) for some in vectors]  # [N, P] of each scene
+    found = torch.stack([cosines.topk(min(alike, parts), dim=1).values.mean(1) for cosines in best])
     return torch.maximum(found, found.T).double().numpy()
 
 
-def shortlisted(similarities: Sequence[Array], count: int = SHORTLIST) -> list[tuple[int, int]]:
-    """The pairs (a, b), a < b, of which one is among the nearest of the other, by either kind of similarity.
-
-    Args:
-        similarities: [N, N] of each kind; each gives an equal part of
-        count: the others that a scene is compared with.
-    """
-    pairs = set()
-    for similarity in similarities:
-        others = np.where(np.eye(len(similarity), dtype=bool), -np.inf, similarity)
-        nearest = np.argsort(-others, axis=1, kind="stable")[:, : min(count // len(similarities), len(others) - 1)]
-        pairs |= {(min(a, int(b)), max(a, int(b))) for a, row in enumerate(nearest) for b in row}
-    return sorted(pairs)
+def shortlisted(similarity: Array, count: int = SHORTLIST) -> list[tuple[int, int]]:
+    """The pairs (a, b), a < b, of which one is among the `count` nearest of the other by similarity [N, N]."""
+    others = np.where(np.eye(len(similarity), dtype=bool), -np.inf, similarity)
+    nearest = np.argsort(-others, axis=1, kind="stable")[:, : min(count, len(others) - 1)]
+    return sorted({(min(a, int(b)), max(a, int(b))) for a, row in enumerate(nearest) for b in row})
 
 
 def by_alignment(scenes: Sequence[VoxelScene], points: Sequence[KeyPoints], weights: Sequence[float]) -> Found:
-    """Pairs of shortlisted scenes, by the evidence of their alignment.
-
-    The shortlist goes by parts (`by_parts`) and by `shape_histogram`, which recolouring leaves as it is.
+    """Pairs of shortlisted scenes (`by_parts`), by the evidence of their alignment.
 
     Args:
         scenes: N of them.
@@ -160,7 +153,7 @@ def by_alignment(scenes: Sequence[VoxelScene], points: Sequence[KeyPoints], weig
         weights: of the pieces of evidence, and the bias: the score is the log odds of being one.
     """
     shapes = [Shape.of(scene, some) for scene, some in zip(scenes, points, strict=True)]
-    pairs = shortlisted([by_parts(points), by_vectors(shape_vectors(scenes)).score])
+    pairs = shortlisted(by_parts(points))
     score = np.full((len(scenes), len(scenes)), -np.inf)
     poses = {}
     for a, b in pairs:
