@@ -130,11 +130,7 @@ def voted(a: KeyPoints, b: KeyPoints, cosine: Tensor, radius: float) -> list[Arr
         ]
     )
     i, j = torch.unique(ends, dim=0).T
-    angle = torch.arange(TURNS) * 2 * math.pi / TURNS
-    R = torch.zeros(TURNS, 3, 3)
-    R[:, 0, 0] = R[:, 1, 1] = angle.cos()
-    R[:, 1, 0] = angle.sin()
-    R[:, 0, 1], R[:, 2, 2] = -R[:, 1, 0], 1
+    R = _turns()
     middle = a.positions.mean(0)
     shift = b.positions[j] - (a.positions[i] - middle) @ R.mT  # [TURNS, M, 3] where each match puts the middle of a
     height = shift[0, :, 2]  # at every turn
@@ -144,7 +140,7 @@ def voted(a: KeyPoints, b: KeyPoints, cosine: Tensor, radius: float) -> list[Arr
     apart = (u.square() + v.square()).sum(1) - 2 * (u * v)[:, 2] - 2 * (R[:, :2, 0] @ torch.stack([along, across]))
     vote = (1 - apart / radius**2).clamp_min(0)  # |v - R u|^2 = |u|^2 + |v|^2 - 2 v . R u
     votes = vote.new_zeros(len(i), TURNS).index_add_(0, p, vote.T.contiguous()).T  # [TURNS, M]
-    poses = []
+    poses: list[Array] = []
     while len(poses) < STARTS and votes.max() > 0:
         turn, match = divmod(int(votes.argmax()), votes.shape[1])
         agree = (shift[turn] - shift[turn, match]).norm(dim=1) < radius
@@ -155,6 +151,16 @@ def voted(a: KeyPoints, b: KeyPoints, cosine: Tensor, radius: float) -> list[Arr
         beside = (torch.arange(TURNS) - turn + 1) % TURNS <= 2  # this turn and its neighbours
         votes[beside[:, None] & ((shift - shift[turn, match]).norm(dim=2) < 2 * radius)] = 0
     return poses
+
+
+def _turns() -> Tensor:
+    """[TURNS, 3, 3] about z."""
+    angle = torch.arange(TURNS) * 2 * math.pi / TURNS
+    R = torch.zeros(TURNS, 3, 3)
+    R[:, 0, 0] = R[:, 1, 1] = angle.cos()
+    R[:, 1, 0] = angle.sin()
+    R[:, 0, 1], R[:, 2, 2] = -R[:, 1, 0], 1
+    return R
 
 
 def _agreement(a: Shape, b: Shape, T: Array, from_a: Array, from_b: Array) -> float:

@@ -227,7 +227,7 @@ def test_equal_scores_count_as_misses():
 
 def test_a_shortlist_holds_each_scenes_nearest():
     one = by_vectors(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])).score
-    assert shortlisted(one, 1) == [(0, 1), (2, 3)]
+    assert shortlisted(one, 1) == {(0, 1), (2, 3)}
     assert len(shortlisted(one, 9)) == 6 and one[0, 1] > 0.99
 
 

@@ -38,13 +38,13 @@ from condense.voxels import VoxelScene
 Array = NDArray[np.float64]
 POSITIVE = ("again", "recoloured", "rotated", "cropped", "overlap")
 POINTS = 256  # key points a scene
-SHORTLIST = 16  # others that a scene is compared with in full
+SHORTLIST, BY_SHAPE = 12, 4  # others that a scene is compared with in full: by parts, and by `shape_histogram`
 PARTS = 32  # pooled vectors of a scene that shortlists go by
 ALIKE = 8  # of them, those that are most alike, count: two scenes may share a part alone
 # Weights of the evidence of an alignment, and the bias: logistic regression on variants of validation captures.
 DECISION = {
-    "condense": (4.10, -4.89, -1.09, -0.04, 0.25, 9.78, -9.22, -8.69),
-    "fpfh": (4.82, -3.73, -1.39, 0.06, 1.21, -5.62, -26.88, -1.58),
+    "condense": (2.96, -1.79, -1.04, 0.02, 1.33, 4.13, -21.77, -9.08),
+    "fpfh": (4.50, -3.06, -1.21, 0.0, 1.17, -4.27, -26.08, -2.40),
 }
 
 
@@ -137,15 +137,17 @@ def by_parts(points: Sequence[KeyPoints], parts: int = PARTS, alike: int = ALIKE
     return torch.maximum(found, found.T).double().numpy()
 
 
-def shortlisted(similarity: Array, count: int = SHORTLIST) -> list[tuple[int, int]]:
+def shortlisted(similarity: Array, count: int) -> set[tuple[int, int]]:
     """The pairs (a, b), a < b, of which one is among the `count` nearest of the other by similarity [N, N]."""
     others = np.where(np.eye(len(similarity), dtype=bool), -np.inf, similarity)
     nearest = np.argsort(-others, axis=1, kind="stable")[:, : min(count, len(others) - 1)]
-    return sorted({(min(a, int(b)), max(a, int(b))) for a, row in enumerate(nearest) for b in row})
+    return {(min(a, int(b)), max(a, int(b))) for a, row in enumerate(nearest) for b in row}
 
 
 def by_alignment(scenes: Sequence[VoxelScene], points: Sequence[KeyPoints], weights: Sequence[float]) -> Found:
-    """Pairs of shortlisted scenes (`by_parts`), by the evidence of their alignment.
+    """Pairs of shortlisted scenes, by the evidence of their alignment.
+
+    The shortlist goes by parts (`by_parts`) and by `shape_histogram`, which recolouring leaves as it is.
 
     Args:
         scenes: N of them.
@@ -153,7 +155,8 @@ def by_alignment(scenes: Sequence[VoxelScene], points: Sequence[KeyPoints], weig
         weights: of the pieces of evidence, and the bias: the score is the log odds of being one.
     """
     shapes = [Shape.of(scene, some) for scene, some in zip(scenes, points, strict=True)]
-    pairs = shortlisted(by_parts(points))
+    by_shape = by_vectors(shape_vectors(scenes)).score
+    pairs = sorted(shortlisted(by_parts(points), SHORTLIST) | shortlisted(by_shape, BY_SHAPE))
     score = np.full((len(scenes), len(scenes)), -np.inf)
     poses = {}
     for a, b in pairs:
