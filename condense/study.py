@@ -171,7 +171,7 @@ SECTIONS = [
         "Image to scene: a searchable repository",
         "A photograph in another light, before another background, of a scene in a repository of condensed scenes that also "
         "holds near-duplicates and scenes that nobody asks for: which one is it, and where stood the camera? "
-        "Key points choose scenes and rough poses; then the first scenes are ray-marched and laid over the photograph. "
+        "Key points choose scenes; then the first ones are ray-marched from all round and laid over the photograph. "
         "<code>lifted_teacher</code>, the frozen network, and <code>sift_rendered</code>, SIFT on the training views, do "
         "the same; <code>_keypoints</code> and <code>sift_pnp</code> go by key points alone, "
         "<code>pooled_teacher</code> by one vector a scene. "
