@@ -3,12 +3,11 @@
 Key points say roughly where a camera stood; in small images they lie half a pixel off, and degrees of the pose with
 them. Here the scene is ray-marched into a small grid of cells, and opacity and colours are compared with the
 photograph's mask and colours. Levenberg-Marquardt moves the camera until they agree best: first many poses on a coarse
-grid of cells, of the scene at half its resolution, at last the best few on a fine one (inverse rendering: iNeRF,
-Yen-Chen et al. 2021). How the rendering
-changes with the camera is worked out from its own gradient across the image and its depth, as in the direct alignment
-of images (Lucas and Kanade 1981; Engel et al. 2014): a step takes one rendering. The photograph's light is another one,
-so each channel is compared after the gain and offset that fit best; what decides in the end is local contrast. Nothing
-is trained. Not differentiable.
+grid of cells, of the scene at half its resolution, at last the best on a fine one (inverse rendering: iNeRF, Yen-Chen
+et al. 2021). How the rendering changes with the camera is worked out from its own gradient across the image and its
+depth, as in the direct alignment of images (Lucas and Kanade 1981; Engel et al. 2014): a step takes one rendering. The
+photograph's light is another one, so each channel is compared after the gain and offset that fit best; what decides in
+the end is local contrast. Nothing is trained. Not differentiable.
 """
 
 from __future__ import annotations

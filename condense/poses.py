@@ -52,7 +52,6 @@ def image_pose(
     size: tuple[int, int],
     max_error_px: float,
     seed: int = 0,
-    trials: int = TRIALS,
 ) -> ImagePose | None:
     """The camera that sees `points` at `pixels`, by P3P with LO-RANSAC, refined on its inliers.
 
@@ -63,7 +62,6 @@ def image_pose(
         size: width and height of the image in pixels.
         max_error_px: largest reprojection error of an inlier.
         seed: of RANSAC.
-        trials: of RANSAC at most.
 
     Returns:
         None for fewer than 4 matches, or where no camera explains 4 of them.
@@ -79,7 +77,7 @@ def image_pose(
     intrinsics = [K[0, 0], K[1, 1], K[0, 2], K[1, 2]]
     camera = pycolmap.Camera(model="PINHOLE", width=int(size[0]), height=int(size[1]), params=intrinsics)
     options = pycolmap.AbsolutePoseEstimationOptions()
-    options.ransac = _ransac(max_error_px, seed, trials)
+    options.ransac = _ransac(max_error_px, seed, TRIALS)
     found = pycolmap.estimate_and_refine_absolute_pose(pixels, points, camera, options)
     if found is None or found["num_inliers"] < 4:
         return None
@@ -88,9 +86,7 @@ def image_pose(
     return ImagePose(T, np.asarray(found["inlier_mask"])) if np.isfinite(T).all() else None
 
 
-def scene_pose(
-    a: ArrayLike, b: ArrayLike, max_error: float, seed: int = 0, scale: bool = False, trials: int = 5 * TRIALS
-) -> ScenePose | None:
+def scene_pose(a: ArrayLike, b: ArrayLike, max_error: float, seed: int = 0, scale: bool = False) -> ScenePose | None:
     """The rigid motion (with `scale`, the similarity) that carries points `a` onto points `b`, by LO-RANSAC.
 
     Args:
@@ -99,7 +95,6 @@ def scene_pose(
         max_error: largest distance of an inlier from where it should be, in the units of `b`.
         seed: of RANSAC.
         scale: whether the scenes may differ in scale.
-        trials: of RANSAC at most.
 
     Returns:
         None for fewer than 3 matches, or where no motion explains 3 of them.
@@ -113,7 +108,7 @@ def scene_pose(
     if len(a) < 3:
         return None
     estimate = pycolmap.estimate_sim3d_robust if scale else pycolmap.estimate_rigid3d_robust
-    found: Any = estimate(a, b, _ransac(max_error, seed, trials))  # annotated as a pose, but a dict
+    found: Any = estimate(a, b, _ransac(max_error, seed, 5 * TRIALS))  # annotated as a pose, but a dict
     if found is None or found["num_inliers"] < 3:
         return None
     T = np.eye(4)

@@ -4,7 +4,7 @@ A training view's key points lie where their rays meet the scene's voxels, so a 
 RootSIFT descriptors (Lowe 2004; Arandjelovic and Zisserman 2012). Each key point of a query votes for the scene of its
 nearest neighbour, unless the nearest of another scene is about as near (Lowe's ratio test, between scenes: views of one
 scene show the same point often). The best scenes are verified, by PnP on mutual matches (`sift_pnp`) or by what they
-look like, from poses that SIFT's key points make likely (`sift_rendered`; see `SceneQueries.query_photograph`).
+look like (`sift_rendered`; see `SceneQueries.query_photograph`).
 """
 
 from __future__ import annotations
