@@ -103,20 +103,6 @@ def curves(panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]]
     return figure
 
 
-def bars(metrics: dict[str, dict[str, dict[str, float]]], names: Sequence[str]) -> Figure:
-    """Metrics side by side, a bar a method, with 95 % intervals; fractions in percent."""
-    figure, axes = plt.subplots(1, len(names), figsize=(3 * len(names), 3), squeeze=False, layout="constrained")
-    for axis, name in zip(axes.flat, names, strict=True):
-        rows = {method: row[name] for method, row in metrics.items() if name in row}
-        means = [100 * value["mean"] for value in rows.values()]
-        errors = [100 * (value["ci95"] or 0.0) for value in rows.values()]
-        axis.bar(list(rows), means, yerr=errors, capsize=4, color=[f"C{i}" for i in range(len(rows))], width=0.6)
-        axis.set(title=name.replace("_", " "), ylim=(0, 105), ylabel="%")
-        axis.tick_params(axis="x", rotation=25)
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
 def feature_colours(pictures: dict[str, Sequence[np.ndarray]], title: str = "") -> Figure:
     """Images and feature maps in one colour space: a row a kind, a column a view.
 
@@ -158,29 +144,6 @@ def few_shot_curves(panels: dict[str, dict[str, Sequence[tuple[float, float, flo
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(list(lines.values()), list(lines), frameon=False, fontsize=8, loc="outside right center")
-    return figure
-
-
-def grouped_bars(metrics: dict[str, dict[str, dict[str, float]]], groups: dict[str, str]) -> Figure:
-    """Fractions in percent with 95 % intervals, a group of bars a metric, a bar a method.
-
-    Args:
-        metrics: as of a metric file.
-        groups: {metric: what stands below its group}.
-    """
-    methods = [method for method, row in metrics.items() if set(groups) & set(row)]
-    width = 0.8 / max(1, len(methods))
-    size = (max(5.0, 0.28 * len(methods) * len(groups) + 2.5), 3.4)
-    figure, axis = plt.subplots(figsize=size, layout="constrained")
-    for number, method in enumerate(methods):
-        found = [(at, metrics[method][name]) for at, name in enumerate(groups) if name in metrics[method]]
-        at = [place + (number - (len(methods) - 1) / 2) * width for place, _ in found]
-        means, halves = ([100 * (value[key] or 0.0) for _, value in found] for key in ("mean", "ci95"))
-        axis.bar(at, means, width * 0.92, yerr=halves, label=method, error_kw={"linewidth": 0.8})
-    axis.set_xticks(range(len(groups)), list(groups.values()))
-    axis.set(ylabel="%", ylim=(0, 102))
-    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -240,7 +203,7 @@ def labelled_voxels(rows: Sequence[tuple[str, np.ndarray, dict[str, np.ndarray],
         count[0] = 0
         most = sorted(np.argsort(-count, kind="stable")[:LEGEND])
         handles = [Patch(color=colours[label], label=names[label]) for label in most if count[label]]
-        line[-1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=6, frameon=False)
+        line[-1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
         for axis in line:
             axis.set_aspect("equal")
             axis.axis("off")

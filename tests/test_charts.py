@@ -12,3 +12,12 @@ def test_a_row_for_each_method_that_was_measured():
     assert [bar.get_width() for bar in second.patches] == [20.0]
     assert [label.get_text() for label in first.get_yticklabels()] == ["ours", "other"]
     assert first.get_title() == "accuracy"
+
+
+def test_many_panels_take_several_rows_and_methods_without_them_none():
+    value = {"mean": 0.5, "ci95": 0.1, "n": 3}
+    metrics = {"ours": {f"m{i}": value for i in range(7)}, "other": {"else": value}}
+    figure = method_bars(metrics, {f"m{i}": f"metric {i}" for i in range(7)})
+    places = [axis.get_subplotspec().rowspan.start for axis in figure.axes]
+    assert places == [0, 0, 0, 0, 0, 1, 1]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["ours"]

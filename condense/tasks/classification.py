@@ -46,16 +46,16 @@ HELDOUT_SHOTS = (5,)
 RESOLUTION = 32  # of point clouds: voxels along the longest side
 PROBES = ("linear_probe_acc", "knn_acc", "few_shot_1_acc", "few_shot_5_acc", "few_shot_10_acc")
 MAIN = (*PROBES, *FINETUNE_SHOTS, "heldout_linear_probe_acc", "heldout_few_shot_5_acc")  # on fields
-ROBUST = {  # metric: what stands below it in a figure
-    "linear_probe_acc": "fields,\nclean",
-    "robust_colour_acc": "no\ncolour",
-    "linear_probe_acc_points": "points,\nclean",
-    "robust_rotation_acc": "tilted\n30 degrees",
-    "robust_noise_acc": "noise\n2 %",
-    "robust_drop_50_acc": "half the\npoints",
+ROBUST = {  # metric: its title in a figure
+    "linear_probe_acc": "fields, clean",
+    "robust_colour_acc": "no colour",
+    "linear_probe_acc_points": "points, clean",
+    "robust_rotation_acc": "tilted 30 degrees",
+    "robust_noise_acc": "noise 2 %",
+    "robust_drop_50_acc": "half the points",
     "robust_drop_80_acc": "a fifth",
-    "robust_cut_acc": "cut\nin half",
-    "robust_one_view_acc": "seen from\none side",
+    "robust_cut_acc": "cut in half",
+    "robust_one_view_acc": "seen from one side",
 }
 HAND_MADE = ("lift", "shape_histogram", "colour_histogram")  # methods without a network
 Hits = dict[str, NDArray[np.float64]]
