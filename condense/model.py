@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from condense.backbone2d import ImageBackbone, load_backbone, save_backbone
 from condense.backbone3d import CHANNELS, SparseUNet, load_net3d, recalibrate_batch_norm, save_net3d
 from condense.devices import device_of
 from condense.distributed import gathered, share, sharing, splits
-from condense.links import as_batch
+from condense.links import Links, as_batch, lift
 from condense.voxels import VoxelBatch, VoxelScene, batch_scenes, input_features
 
 
@@ -129,3 +130,22 @@ def voxel_features(net3d: SparseUNet, scenes: Sequence[VoxelScene], size: int = 
 def image_features(network: nn.Module, images: Sequence[Tensor]) -> Tensor:
     """Features [cells of all images, D], on the CPU; evaluation mode. Arguments and order as of `student_cells`."""
     return student_cells(network.eval(), images).cpu()
+
+
+def lifted_features(network: nn.Module, links: Links) -> Tensor:
+    """[N, D] an image network's features of the views at hand, lifted to the capture's voxels; 0 where none sees it."""
+    cells = image_features(network, [view.image for view in links.views])
+    return lift(cells.split([len(view.teacher) for view in links.views]), [view.operator for view in links.views])[0]
+
+
+def ensemble(voxels: Tensor, lifted: Tensor) -> Tensor:
+    """[N, D] unit: the middle between the 3D network's features of voxels and lifted ones, where there are any.
+
+    Both are in one space, so where a scene's photographs are at hand, both networks can describe it together (the
+    2D-3D ensemble of OpenScene, Peng et al., CVPR 2023, without its choice between them by text).
+
+    Args:
+        voxels: [N, D] as of `voxel_features`.
+        lifted: [N, D] as of `lifted_features`.
+    """
+    return normalize(normalize(voxels, dim=1) + normalize(lifted, dim=1), dim=1)

@@ -25,10 +25,10 @@ from condense.batches import draw_batch
 from condense.devices import device_of, open_device
 from condense.distributed import rank, share, splits, sum_gradients, wait_for_all
 from condense.joint import Terms, losses, total_loss
-from condense.links import Links, lift, load_links
+from condense.links import Links, load_links
 from condense.linkset import LinkedCaptures
 from condense.losses import effective_rank
-from condense.model import Model, new_model, recalibrate, save_model, student_cells
+from condense.model import Model, lifted_features, new_model, recalibrate, save_model
 from condense.params import PretrainParams
 from condense.paths import write_atomically
 from condense.tuning import merged, prepare
@@ -197,18 +197,10 @@ def with_targets(
     for place in range(own.start, own.stop):
         path = lifted / f"{place}.safetensors"
         if not path.is_file():
-            target = {"lifted": lifted_student(captures[place], model)}
+            target = {"lifted": lifted_features(model.student, captures[place])}
             write_atomically(path, partial(save_file, target))
     wait_for_all()
     return LinkedCaptures(captures.paths, lifted)
-
-
-@torch.no_grad()
-def lifted_student(links: Links, model: Model) -> Tensor:
-    """[N, D] the student's features of the training views, lifted to the voxels."""
-    model.student.eval()
-    cells = student_cells(model.student, [view.image for view in links.views])
-    return lift(cells.cpu().split([len(view.teacher) for view in links.views]), [v.operator for v in links.views])[0]
 
 
 def scratch_seed(

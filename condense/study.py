@@ -19,6 +19,10 @@ difference is not shown.</p>
 
 NETWORKS_3D = {"scratch": "from scratch", "render_rgbd": "colour and depth", "pixel_voxel": "pixel-voxel"}
 NETWORKS_3D |= {"distill": "distilled", "lift": "lifted 2D, no 3D network"}
+WITH_IMAGES = {"condense": "3D network alone", "lift": "lifted frozen 2D", "lift_student": "lifted student"}
+WITH_IMAGES |= {"distill_2d3d": "distilled and lifted", "pixel_voxel_2d3d": "pixel-voxel and lifted"}
+STORES = {"condense": "3D network alone", "lifted_teacher": "lifted frozen 2D", "lifted_student": "lifted student"}
+STORES |= {"pooled_teacher": "pooled frozen network"}
 NETWORKS_2D = {"teacher": "frozen", "fit3d": "FiT3D-like", "dvt": "denoised", "contrast": "same loss, no 3D network"}
 SCENES = {
     "condense_keypoints": "key points alone",
@@ -38,6 +42,11 @@ HEADLINES = [
     Headline("Parts of objects, linear probe (mIoU)", "segmentation", "part_probe_miou", NETWORKS_3D),
     Headline("Parts, fine-tuned on 1 % of labels (mIoU)", "segmentation", "part_finetune_1pct_miou", NETWORKS_3D),
     Headline("Things in rooms, linear probe (mIoU)", "segmentation", "semantic_probe_miou", NETWORKS_3D),
+    Headline("Parts, both networks together (mIoU)", "segmentation", "part_probe_miou", WITH_IMAGES, "condense_2d3d"),
+    Headline(
+        "Things in rooms, both networks (mIoU)", "segmentation", "semantic_probe_miou", WITH_IMAGES, "condense_2d3d"
+    ),
+    Headline("Unseen view: right capture first", "retrieval", "recall_at_1", STORES, "condense_2d3d"),
     Headline("Image network: margin across views", "features2d", "consistency_margin", NETWORKS_2D, "student"),
     Headline("Image network: matches within 4 px", "features2d", "match_at_4px", NETWORKS_2D, "student"),
     Headline("Image network: parts (mIoU)", "features2d", "part_probe_miou", NETWORKS_2D, "student"),
@@ -135,8 +144,10 @@ SECTIONS = [
         "Part and semantic segmentation",
         "Parts of objects and things in rooms, told apart voxel by voxel: linear probes on frozen features, and "
         "fine-tuning (<code>finetune</code>) of the whole network. 1 % of labels is 1 % of the labelled voxels, drawn one "
-        "by one over all training captures, the same for every method. <code>lift</code> is the frozen 2D network's "
-        "features carried to the voxels, <code>colour_position</code> what a voxel shows without learning. "
+        "by one over all training captures, the same for every method. <code>lift</code> and "
+        "<code>lift_student</code> are the frozen and the trained 2D network's features carried to the voxels; "
+        "<code>_2d3d</code> are voxels described by both networks, where the scene's photographs are at hand; "
+        "<code>colour_position</code> is what a voxel shows without learning. "
         '<a href="tables/segmentation_classes.csv">Class by class</a>, '
         '<a href="tables/segmentation_differences.csv">paired differences</a>, and '
         '<a href="figures/segmentation/voxels.html">voxels to turn</a>.',
@@ -150,8 +161,9 @@ SECTIONS = [
     Section(
         "retrieval",
         "Image to capture by dense features",
-        "Which capture does an unseen view show? <code>condense</code> compares the student's cells with voxel features; "
-        "<code>pooled_teacher</code> and <code>lifted_teacher</code> use the frozen network with the same data.",
+        "Which capture does an unseen view show? <code>condense</code> compares the student's cells with voxel features, "
+        "<code>condense_2d3d</code> with those of both networks; <code>pooled_teacher</code> and "
+        "<code>lifted_teacher</code> use the frozen network with the same data.",
     ),
     Section(
         "keypoints",
@@ -205,8 +217,9 @@ SECTIONS = [
         "Scenes asked for in words",
         "A map between a frozen sentence encoder and the features, learned from training captions alone, answers phrasings "
         "that it never saw; classes, parts and phrases are told by words, without a label. The map sees colours beside the "
-        "features. <code>lift</code> and <code>pooled_teacher</code> learn it on the frozen network's features and the same "
-        "colours, <code>colours</code> on nothing else. <code>captions</code> and "
+        "features. <code>condense_2d3d</code> describes voxels by both networks. <code>lift</code> and "
+        "<code>pooled_teacher</code> learn it on the frozen network's features and the same colours, "
+        "<code>colours</code> on nothing else. <code>captions</code> and "
         "<code>bag_of_words</code> read the captions of the asked-for captures, which no other method sees: what the words "
         "alone give.",
         (

@@ -13,9 +13,9 @@ from condense.batches import draw_batch, draw_recolour, recoloured
 from condense.joint import losses, total_loss
 from condense.links import load_links, save_links
 from condense.linkset import LinkedCaptures
-from condense.model import load_model, new_model, save_model, student_cells, voxel_features
+from condense.model import ensemble, lifted_features, load_model, new_model, save_model, student_cells, voxel_features
 from condense.params import PretrainParams
-from condense.pretrain import lifted_student, monitor, pretrain_seed, shared_out, warmup_cosine
+from condense.pretrain import monitor, pretrain_seed, shared_out, warmup_cosine
 
 PARAMS = PretrainParams(
     steps=6, warmup=2, generations=1, captures=3, views=2, cells=64, log_every=2, checkpoint_every=3, net3d_lr=1e-2
@@ -216,7 +216,14 @@ def test_generations_lift_the_students_features(files, captures, tmp_path):
     once = pretrain_seed(tmp_path / "once", paths, teacher, dataclasses.replace(params, generations=1), seed=1)
     assert contents(once)["net3d.safetensors"] != contents(straight)["net3d.safetensors"]
     model = new_model(tiny_teacher(), 0)  # the untrained student is the teacher: the same features are lifted
-    torch.testing.assert_close(lifted_student(captures[0], model), captures[0].lifted, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(lifted_features(model.student, captures[0]), captures[0].lifted, rtol=1e-2, atol=1e-2)
+
+
+def test_an_ensemble_lies_in_the_middle_and_goes_by_the_voxels_alone_where_no_view_sees():
+    voxels = torch.tensor([[3.0, 0.0], [0.0, 2.0], [5.0, 0.0]])
+    lifted = torch.tensor([[0.0, 7.0], [0.0, 0.0], [0.1, 0.0]])
+    expected = torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, 1.0], [1.0, 0.0]])
+    torch.testing.assert_close(ensemble(voxels, lifted), expected)
 
 
 def test_a_share_of_the_captures_keeps_their_order():

@@ -3,18 +3,18 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from toys import toy_links
+from toys import tiny_teacher, toy_links
 
 from condense.backbone3d import SparseUNet, save_net3d
 from condense.grid import Grid
 from condense.links import save_links
 from condense.metrics import class_scores, confusion, mean_iou, segmentation_difference, segmentation_scores
+from condense.model import new_model, save_model
 from condense.params import SegmentationParams
 from condense.tasks.pointclouds import SurfacePoints
 from condense.tasks.segmentation import (
     FINETUNED,
     Segmented,
-    colour_position,
     draw_labels,
     draw_objects,
     fine_tune,
@@ -31,6 +31,7 @@ from condense.tasks.segmentation_results import (
     stack_confusions,
     tabulate,
 )
+from condense.tasks.voxelfeatures import Lifted, colour_position, features, with_images
 from condense.tasks.voxelprobe import fit_probe, rarity
 from condense.viewer import ColouredVoxels, exposed, heated_voxels, viewer_page, write_viewer
 from condense.voxels import VoxelScene
@@ -178,8 +179,26 @@ def test_nothing_measured_makes_empty_tables():
 def test_colour_and_position_do_not_hang_on_where_the_scene_lies():
     links = toy_links(0)
     moved = dataclasses.replace(links.scene.grid, origin=(5.0, 5.0, 5.0))
-    elsewhere = dataclasses.replace(links, scene=dataclasses.replace(links.scene, grid=moved))
-    assert torch.equal(colour_position(links), colour_position(elsewhere))
+    elsewhere = dataclasses.replace(links.scene, grid=moved)
+    assert torch.equal(colour_position(links.scene), colour_position(elsewhere))
+
+
+def test_what_looks_at_images_is_a_2d_network_alone_or_with_its_3d_network(task, tmp_path):
+    teacher = tiny_teacher()
+    save_model(tmp_path, new_model(teacher, 0, channels=(8, 12)))  # untrained, so the student is the teacher
+    sources = with_images({"condense": [tmp_path], "distill": [tmp_path], "scratch": [tmp_path]})
+    assert list(sources) == ["lift", "lift_student", "condense_2d3d", "distill_2d3d"]
+    path = tmp_path / "links.safetensors"
+    save_links(toy_links(0, teacher), path)
+    given = {name: features(source, [path])[0] for name, (source,) in sources.items()}
+    assert all((values.norm(dim=1) < 1.001).all() for values in given.values())
+    torch.testing.assert_close(given["lift"], given["lift_student"], rtol=0, atol=0.05)
+    alone = features(tmp_path, [path])[0]
+    seen = given["lift"].norm(dim=1) > 0.5
+    middle = torch.nn.functional.normalize(alone + given["lift"], dim=1)
+    torch.testing.assert_close(given["distill_2d3d"][seen], middle[seen])
+    torch.testing.assert_close(given["condense_2d3d"], given["distill_2d3d"], rtol=0, atol=0.05)
+    assert Lifted() == sources["lift"][0]
 
 
 def test_only_voxels_with_a_free_face_are_exposed():

@@ -13,7 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from condense.language import with_colour
 from condense.links import LinkedView, Links
-from condense.model import Model, image_features, voxel_features
+from condense.model import Model, ensemble, image_features, lifted_features, voxel_features
 
 VOXELS, VIEWS = 400, 3  # seen voxels, and training views, of a capture that are looked at
 SEEN = 0.01  # summed weight in training views from which a voxel counts as seen
@@ -63,8 +63,14 @@ def cell_colours(view: LinkedView) -> Tensor:
 
 
 @torch.no_grad()
-def describe(links: Links, model: Model | None) -> Described:
-    """The features of a capture by a trained model, or the frozen network's, kept in the links, for None."""
+def describe(links: Links, model: Model | None, both: bool = False) -> Described:
+    """The features of a capture by a trained model, or the frozen network's, kept in the links, for None.
+
+    Args:
+        links: of the capture, with its training views.
+        model: the trained model.
+        both: whether its student describes voxels as well (`model.ensemble`), as training views show them.
+    """
     seen = torch.nonzero(links.seen > SEEN)[:, 0]
     seen = seen if len(seen) else torch.arange(len(links.scene))
     draw = np.random.default_rng(0).permutation(len(seen))[:VOXELS]
@@ -75,6 +81,9 @@ def describe(links: Links, model: Model | None) -> Described:
         voxels, cells = links.lifted[rows], [view.teacher.float() for view in train + test]
     else:
         voxels = voxel_features(model.net3d, [links.scene])[0][rows]
+        if both:
+            seen_in = tuple(view for view in links.views if view.split == "train")
+            voxels = ensemble(voxels, lifted_features(model.student, replace(links, views=seen_in))[rows])
         sizes = [len(view.teacher) for view in train + test]
         cells = list(image_features(model.student, [view.image for view in train + test]).split(sizes))
     views, first = train + test, len(train)

@@ -5,6 +5,7 @@ are never trained on. It gets features and, beside them, colours. Thresholds com
 the same colours, sentences, training and tuning:
 
 - `condense`: voxels of the 3D network and cells of the student.
+- `condense_2d3d`: the same, the student's cells lifted to the voxels as well.
 - `lift`: the frozen 2D network's cells, and the same lifted to voxels.
 - `pooled_teacher`: one mean cell of the frozen network a capture; asked about voxels, it looks at lifted features.
 - `colours`: the colours alone, without any feature.
@@ -62,7 +63,7 @@ from condense.tasks.matching import max_similarity
 from condense.tasks.pointclouds import read_points
 from condense.tasks.segmentation import voxel_labels
 
-METHODS = ("condense", "lift", "pooled_teacher", "colours")  # that learn a map
+METHODS = ("condense", "condense_2d3d", "lift", "pooled_teacher", "colours")  # that learn a map
 
 
 def all_texts(metas: Sequence[dict[str, Any]]) -> list[str]:
@@ -127,7 +128,8 @@ def method_scores(
         {"part", "semantic"}.
     """
     model = None if folder is None else load_model(folder).to(open_device(device))
-    everything = [describe(load_links(path, ("train", "test")), model) for path in paths]
+    both = method == "condense_2d3d"
+    everything = [describe(load_links(path, ("train", "test")), model, both) for path in paths]
     pooled = method == "pooled_teacher"
     own: Scores = {}
     if method == "colours":

@@ -5,6 +5,7 @@ cells within its own mask (all, in photographs without masks); a capture is a se
 
 - `condense`: student cells against the 3D network's voxel features; no image of the capture is encoded. Each cell
   finds its most similar of `VOXELS` spread voxels; a capture's score is the mean over cells.
+- `condense_2d3d`: as `condense`, of voxel features by both networks: the student sees the captures' training views.
 - `condense_pooled`: mean student cell against the mean voxel.
 - `lifted_student`, `lifted_teacher`: 2D features of the training views lifted to the voxels, scored as `condense`:
   what multi-view lifting gives with the trained and with the frozen 2D network.
@@ -30,7 +31,7 @@ from condense.backbone2d import ImageBackbone, load_backbone
 from condense.devices import open_device
 from condense.links import LinkedView, Links, lift, load_links
 from condense.metrics import interval, recall_at_k
-from condense.model import Model, image_features, load_model, voxel_features
+from condense.model import Model, ensemble, image_features, lifted_features, load_model, voxel_features
 
 Tables = dict[str, NDArray[np.float32]]  # {method: [Q, C] similarity of each query to each capture}
 VOXELS = 160  # of a capture, that a cell is compared with
@@ -172,15 +173,18 @@ def similarity_by_2d(network: ImageBackbone, train: Sequence[Links], queries: Se
 
 
 @torch.no_grad()
-def similarity_by_3d(model: Model, queries: Sequence[Links]) -> Tables:
-    """`condense` and `condense_pooled` by a trained model; the captures' own images are not used."""
+def similarity_by_3d(model: Model, train: Sequence[Links], queries: Sequence[Links]) -> Tables:
+    """`condense`, `condense_2d3d` and `condense_pooled` by a trained model; arguments as of `similarity_by_2d`."""
     features = voxel_features(model.net3d, [links.scene for links in queries])
-    picked = [values[visible_spread(links)] for values, links in zip(features, queries, strict=True)]
+    both = [ensemble(*pair) for pair in zip(features, (lifted_features(model.student, x) for x in train), strict=True)]
+    rows = [visible_spread(links) for links in queries]
+    picked, picked_both = ([x[some] for x, some in zip(values, rows, strict=True)] for values in (features, both))
     tables = {}
     for ending, asked in (("", queries), (ELSEWHERE, new_backgrounds(queries))):
         if asked:
             views = [part for links in asked for part in query_cells(links, _cells(model.student, links))]
             tables[f"condense{ending}"] = max_similarity(views, picked)
+            tables[f"condense_2d3d{ending}"] = max_similarity(views, picked_both)
             tables[f"condense_pooled{ending}"] = pooled_similarity(views, features)
     return tables
 
@@ -195,7 +199,7 @@ def model_tables(folder: Path, paths: Sequence[Path], device: str = "cpu") -> Ta
     model = load_model(folder).to(open_device(device))
     train, test = ([load_links(path, (split,)) for path in paths] for split in ("train", "test"))
     student = similarity_by_2d(model.student, train, test, "student")
-    return {**similarity_by_3d(model, test), **{k: v for k, v in student.items() if k.startswith("lifted")}}
+    return {**similarity_by_3d(model, train, test), **{k: v for k, v in student.items() if k.startswith("lifted")}}
 
 
 def teacher_tables(teacher: Path, paths: Sequence[Path], device: str = "cpu") -> Tables:

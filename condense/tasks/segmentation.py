@@ -17,17 +17,16 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from condense.backbone3d import load_net3d
 from condense.captures.capture import Capture
 from condense.devices import open_device
-from condense.links import Links, load_links
+from condense.links import load_links
 from condense.metrics import confusion
-from condense.model import voxel_features
 from condense.params import SegmentationParams
 from condense.tasks.finetune import finetune
 from condense.tasks.pointclouds import FILE, SurfacePoints, read_points
+from condense.tasks.voxelfeatures import Source, features
 from condense.tasks.voxelprobe import Probe, fit_probe
 from condense.voxels import VoxelScene
 
@@ -143,44 +142,20 @@ def settings(task: Segmented, seed: int) -> dict[str, list[dict[int, NDArray[np.
     return chosen
 
 
-def colour_position(links: Links) -> Tensor:
-    """[N, 5] what a voxel shows without any learning: colour, height, and distance from the vertical axis."""
-    scene = links.scene
-    at = scene.coords.float() - scene.coords.float().mean(0)
-    return torch.cat([scene.colour, at[:, 2:], at[:, :2].norm(dim=1, keepdim=True)], dim=1)
-
-
-def features(source: Path | str, paths: Sequence[Path], device: str = "cpu") -> list[Tensor]:
-    """Features [N, D] of the voxels of linked captures; those of networks have unit length, as wherever they serve.
-
-    Args:
-        source: the folder of a network; "lift" for the teacher's features carried to the voxels; "colour_position".
-        paths: of the links.
-        device: of the network.
-    """
-    links = [load_links(path, ()) for path in paths]
-    if source == "colour_position":
-        return [colour_position(each) for each in links]
-    if source == "lift":
-        return [normalize(each.lifted, dim=1) for each in links]
-    net3d = load_net3d(Path(source)).to(open_device(device))
-    return [normalize(each, dim=1) for each in voxel_features(net3d, [one.scene for one in links])]
-
-
 @dataclass(frozen=True)
 class Result:
     """What one source of features achieves in one benchmark.
 
     Args:
         method: its name.
-        source: as of `features`.
+        source: as of `voxelfeatures.features`.
         task: name of the benchmark.
         confusions: {setting: [draws, test captures, C, C]} counts of voxels, true class first.
         probes: {setting: the probe of the first draw}.
     """
 
     method: str
-    source: Path | str
+    source: Source
     task: str
     confusions: Confusions
     probes: dict[str, Probe] = field(default_factory=dict)
@@ -188,7 +163,7 @@ class Result:
 
 def probe(
     method: str,
-    source: Path | str,
+    source: Source,
     task: Segmented,
     most: int,
     seed: int,
@@ -213,7 +188,7 @@ def probe(
 
 def probe_features(
     method: str,
-    source: Path | str,
+    source: Source,
     values: Sequence[Tensor],
     task: Segmented,
     most: int,

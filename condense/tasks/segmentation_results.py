@@ -11,7 +11,8 @@ import pandas as pd
 from condense.links import load_links
 from condense.metrics import class_scores, segmentation_difference, segmentation_scores
 from condense.tasks.methods import paired_table
-from condense.tasks.segmentation import Confusions, Result, Segmented, features
+from condense.tasks.segmentation import Confusions, Result, Segmented
+from condense.tasks.voxelfeatures import features
 
 ByMethod = dict[str, Confusions]  # {method: {setting: [seeds and draws, captures, C, C]}}
 SHARES = {1: "_1pct", 10: "_10pct", 100: ""}  # percent of labels: how a setting's name ends
@@ -38,8 +39,11 @@ def tabulate(confusions: ByMethod) -> dict[str, dict[str, Any]]:
 
 
 def differences(confusions: ByMethod) -> pd.DataFrame:
-    """`methods.paired_table` of the mean IoU."""
-    table = paired_table(confusions, segmentation_difference)
+    """`methods.paired_table` of the mean IoU, of the 3D network alone and of both networks together (column `of`)."""
+    tables = [
+        paired_table(confusions, segmentation_difference, of).assign(of=of) for of in ("condense", "condense_2d3d")
+    ]
+    table = pd.concat(tables, ignore_index=True)
     return table.assign(metric=table["metric"] + "_miou")
 
 
