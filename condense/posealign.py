@@ -103,7 +103,7 @@ class Photograph:
         size = torch.tensor([columns * level.subrays, rows * level.subrays])
         camera = Cameras(self.K[None].float(), torch.eye(4)[None], torch.tensor([[width, height]])).resized(size)
         rays = camera.grid_rays(0, int(size[1]), int(size[0]))[1]
-        return View(seen[0], rays, camera.K[0], level)
+        return View(seen[0], rays, camera.K[0], level, self.cut_out)
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,14 @@ class View:
         rays: [h s w s, 3] unit directions in the camera's frame, row-major; s the level's sub-rays.
         K: [3, 3] intrinsics in units of rays.
         level: whose grid it is.
+        cut_out: whether the mask tells the scene from what lies beyond.
     """
 
     seen: Tensor
     rays: Tensor
     K: Tensor
     level: Level
+    cut_out: bool
 
     def cells(self, maps: Tensor) -> Tensor:
         """[..., h, w] means over each cell's rays, [..., h s, w s]."""
@@ -266,15 +268,26 @@ def look(R: Tensor, c: Tensor, renderer: Renderer, view: View, outlier: float) -
 
 
 def in_light(image: Tensor, view: View) -> Tensor:
-    """Renderings [B, 4, h s, w s] with the gain and offset of each colour that fit the photograph best."""
+    """Renderings [B, 4, h s, w s] with the gain and offset of each colour that fit the photograph best.
+
+    A photograph without a mask shows what lies beyond the scene as well, in a colour that is not known: the one that
+    fits best is put there, and opacity says nothing.
+    """
     opacity, colour = view.cells(image).flatten(2).split([1, 3], dim=1)  # [B, 1, n] and [B, 3, n]
+    bases = [colour, opacity.expand_as(colour)]
     weight = (opacity * view.seen[0].flatten()).expand_as(colour)
-    A = torch.stack([colour, opacity.expand_as(colour)], 3)  # [B, 3, n, 2]
-    ridge = RIDGE * weight.shape[2]
-    H = torch.einsum("bkn,bkni,bknj->bkij", weight, A, A) + ridge * torch.eye(2)
-    b = torch.einsum("bkn,bkni,kn->bki", weight, A, view.seen[1:].flatten(1)) + ridge * torch.tensor([1.0, 0.0])
-    gain, offset = torch.linalg.solve(H, b[..., None])[..., None].unbind(2)  # [B, 3, 1, 1] each
-    return torch.cat([image[:, :1], gain * image[:, 1:] + offset * image[:, :1]], 1)
+    if not view.cut_out:
+        bases.append(1 - bases[1])
+        weight = torch.ones_like(colour)
+    A = torch.stack(bases, 3)  # [B, 3, n, 2 or 3]
+    ridge, none = RIDGE * weight.shape[2], torch.eye(A.shape[3])
+    H = torch.einsum("bkn,bkni,bknj->bkij", weight, A, A) + ridge * none
+    b = torch.einsum("bkn,bkni,kn->bki", weight, A, view.seen[1:].flatten(1)) + ridge * none[0]
+    gain, offset, *beyond = torch.linalg.solve(H, b[..., None])[..., None].unbind(2)  # [B, 3, 1, 1] each
+    opacity, lit = image[:, :1], gain * image[:, 1:] + offset * image[:, :1]
+    if beyond:
+        opacity, lit = torch.ones_like(opacity), lit + beyond[0] * (1 - opacity)
+    return torch.cat([opacity, lit], 1)
 
 
 def descend(tried: Tried, renderer: Renderer, view: View, level: Level) -> Tried:

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from condense.keypoints import ImageKeyPoints, KeyPoints
 from condense.posealign import Photograph
 from condense.poses import mutual_matches
-from condense.ranking import UNCALIBRATED, Answer, local_similarity, ranked
-from condense.verification import Posed, in_image, in_rendering, in_scene, polished
+from condense.ranking import UNCALIBRATED, Answer, local_similarity
+from condense.verification import Verified, Verifier, answers, in_image, in_rendering, in_scene, polished
 from condense.voxels import VoxelScene
 
 
@@ -81,12 +81,12 @@ class SceneQueries(ABC):
         Raises:
             ValueError: the descriptors do not fit, or K is no matrix of intrinsics.
         """
-        posed = in_image(keypoints, K, max_error, weight, seed)
-        arguments = (keypoints.descriptors, keypoints.scores, posed, shortlist, verify)
-        answers = self._query("image", *arguments, most=weight, worst=worst)
-        if answers:
-            answers[0] = polished(answers[0], keypoints, self.scene(answers[0].name), K, max_error)
-        return answers[:top]
+        verifier = in_image(keypoints, K, max_error, weight, seed)
+        arguments = (keypoints.descriptors, keypoints.scores, verifier, shortlist, verify)
+        found = self._query("image", *arguments, most=weight, worst=worst)
+        if found:
+            found[0] = polished(found[0], keypoints, self.scene(found[0].name), K, max_error)
+        return found[:top]
 
     def query_photograph(
         self,
@@ -104,9 +104,9 @@ class SceneQueries(ABC):
     ) -> list[Answer]:
         """As `query_image`, verified by what the scenes look like: slower, and far surer of scene and pose.
 
-        The first `verify` scenes are rendered from all round (without a mask: from poses that their key points make
-        likely) and laid over the photograph (`posealign`). They rank by similarity + weight * fit, where fit is 1 less
-        the cost.
+        The first `verify` scenes are rendered from all round by upright cameras (without a mask: from poses that their
+        key points make likely) and laid over the photograph (`posealign`). They rank by similarity + weight * how they
+        stand against each other, in [0, 1] (`lookalikes`); fit is 1 less the cost.
 
         Args:
             keypoints: of the photograph.
@@ -116,7 +116,7 @@ class SceneQueries(ABC):
             shortlist: scenes whose key points are compared.
             verify: scenes that are rendered, at most; they have poses.
             max_error: as of `query_image`.
-            weight: of fit against similarity, which decides between scenes that look the same.
+            weight: of that against similarity, which decides between scenes that look the same.
             worst: as of `query_image`.
             seed: of RANSAC.
             kept: folder that keeps poses of photographs with masks, for the next that asks the same.
@@ -124,8 +124,8 @@ class SceneQueries(ABC):
         Raises:
             ValueError: the descriptors do not fit.
         """
-        posed = in_rendering(keypoints, photograph, voxels, max_error, weight, seed, kept)
-        arguments = (keypoints.descriptors, keypoints.scores, posed, shortlist, verify)
+        verifier = in_rendering(keypoints, photograph, voxels, max_error, weight, seed, kept)
+        arguments = (keypoints.descriptors, keypoints.scores, verifier, shortlist, verify)
         return self._query("photograph", *arguments, most=weight, worst=worst)[:top]
 
     def query_scene(
@@ -149,8 +149,8 @@ class SceneQueries(ABC):
             scale: whether the scenes may differ in scale.
             leave_out: names that are no answer; its own, when a scene of the repository looks for duplicates.
         """
-        posed = in_scene(keypoints, max_error, weight, seed, scale)
-        arguments = (keypoints.descriptors, keypoints.scores, posed, shortlist, verify)
+        verifier = in_scene(keypoints, max_error, weight, seed, scale)
+        arguments = (keypoints.descriptors, keypoints.scores, verifier, shortlist, verify)
         return self._query("scene", *arguments, leave_out=leave_out)[:top]
 
     def _query(
@@ -158,7 +158,7 @@ class SceneQueries(ABC):
         kind: str,
         descriptors: Tensor,
         scores: Tensor,
-        posed: Posed,
+        verifier: Verifier,
         shortlist: int,
         verify: int,
         most: float = np.inf,
@@ -173,18 +173,17 @@ class SceneQueries(ABC):
         if not names:
             return []
         similarity, cosines = local_similarity(query, self._descriptors(names), worst)
-        poses: list[NDArray[np.float64] | None] = [None] * len(names)
-        inliers, fit, bonus = [np.zeros((0, 2), dtype=np.int64)] * len(names), *np.zeros((2, len(names)))
+        found: dict[int, Verified] = {}
         first = -np.inf
         for place in similarity.argsort(descending=True, stable=True)[:verify].tolist():
             if similarity[place] + most <= first:
                 break
-            found = posed(names[place], self.scene(names[place]), mutual_matches(cosines[place].T))
-            if found is not None:
-                poses[place], inliers[place], fit[place], bonus[place] = found
-            first = max(first, float(similarity[place]) + bonus[place])
+            one = verifier.posed(names[place], self.scene(names[place]), mutual_matches(cosines[place].T))
+            if one is not None:
+                found[place] = one
+            first = max(first, float(similarity[place]) + (one.bonus if one else 0.0))
         weights = self.calibration.get(kind, UNCALIBRATED)
-        return ranked(names, similarity.double().numpy(), poses, inliers, fit, bonus, weights)
+        return answers(names, similarity.double().numpy(), found, verifier, weights)
 
     def _checked(self, descriptors: Tensor, what: str) -> Tensor:
         if descriptors.ndim != 2 or descriptors.shape[1] != self.dim:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,74 @@ from torch import Tensor
 
 from condense.keptposes import kept_pose
 from condense.keypoints import ImageKeyPoints, KeyPoints
+from condense.lookalikes import laid_over, standings
 from condense.posealign import Photograph, find_pose
 from condense.poses import image_pose, scene_pose
 from condense.posesearch import likely_poses, partners, polished_pose, problem, search_pose
-from condense.ranking import Answer, Matches
+from condense.ranking import Answer, Matches, ranked
 from condense.voxels import VoxelScene
 
-Verified = tuple[NDArray[np.float64], Matches, float, float]  # pose, inliers, fit, and what that adds to the rank
-Posed = Callable[[str, KeyPoints, Matches], Verified | None]  # of a scene's name, key points and matches by descriptor
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found of a scene.
+
+    Args:
+        pose: [4, 4].
+        inliers: key points of the query and of the scene that agree with it.
+        fit: how well all of it agrees.
+        bonus: what that adds to the scene's rank, for itself.
+        shown: what the scene looks like from there, where it was rendered.
+    """
+
+    pose: NDArray[np.float64]
+    inliers: Matches
+    fit: float
+    bonus: float
+    shown: Tensor | None = None
 
 
-def in_image(keypoints: ImageKeyPoints, K: ArrayLike, max_error: float, weight: float, seed: int) -> Posed:
+def _own(found: Sequence[Verified]) -> list[float]:
+    return [one.bonus for one in found]
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """A way to verify the scenes of a shortlist.
+
+    Args:
+        posed: what it finds of a scene, by its name, key points and matches by descriptor.
+        settled: what that adds to the rank of each scene that was verified, once all are.
+    """
+
+    posed: Callable[[str, KeyPoints, Matches], Verified | None]
+    settled: Callable[[Sequence[Verified]], list[float]] = _own
+
+
+def answers(
+    names: Sequence[str],
+    similarity: NDArray[np.float64],
+    found: Mapping[int, Verified],
+    verifier: Verifier,
+    weights: Sequence[float],
+) -> list[Answer]:
+    """Answers, best first (`ranking.ranked`).
+
+    Args:
+        names: of the scenes of a shortlist.
+        similarity: [S].
+        found: of the scenes that were verified, by place.
+        verifier: by which.
+        weights: of scores.
+    """
+    poses: list[NDArray[np.float64] | None] = [None] * len(names)
+    inliers, fit, bonus = [np.zeros((0, 2), dtype=np.int64)] * len(names), *np.zeros((2, len(names)))
+    for (place, one), settled in zip(found.items(), verifier.settled(list(found.values())), strict=True):
+        poses[place], inliers[place], fit[place], bonus[place] = one.pose, one.inliers, one.fit, settled
+    return ranked(names, similarity, poses, inliers, fit, bonus, weights)
+
+
+def in_image(keypoints: ImageKeyPoints, K: ArrayLike, max_error: float, weight: float, seed: int) -> Verifier:
     """Verifies by a camera's pose T_world_from_camera: searched for (`posesearch`), starting also from PnP.
 
     Args:
@@ -39,9 +97,9 @@ def in_image(keypoints: ImageKeyPoints, K: ArrayLike, max_error: float, weight: 
             return None
         both = problem(keypoints, scene, K)
         T, fit = search_pose(both, _by_pnp(keypoints, scene, matches, K, max_error, seed))
-        return T.double().numpy(), partners(T, both, max_error), fit, weight * fit
+        return Verified(T.double().numpy(), partners(T, both, max_error), fit, weight * fit)
 
-    return posed
+    return Verifier(posed)
 
 
 def _by_pnp(
@@ -61,16 +119,16 @@ def in_rendering(
     weight: float,
     seed: int,
     kept: Path | None = None,
-) -> Posed:
+) -> Verifier:
     """Verifies by what the scene looks like (`posealign`): from poses that the key points make likely, or, where the
-    photograph has a mask, from all round.
+    photograph has a mask, from all round with an upright camera. Scenes then stand against each other (`lookalikes`).
 
     Args:
         keypoints: of the photograph.
         photograph: whose camera is looked for.
         voxels: of a scene, by name.
         max_error: as of `in_image`, of the key points that count as inliers.
-        weight: of 1 - cost, in the rank.
+        weight: of how a scene stands, as a share of the best that can be, in the rank.
         seed: of RANSAC.
         kept: folder of poses found before, see `kept_pose`.
     """
@@ -84,12 +142,17 @@ def in_rendering(
             T, cost = find_pose(photograph, voxels(name), *likely_poses(both, given))
         else:
             return None
-        return T.double().numpy(), partners(T, both, max_error), 1 - cost, weight * (1 - cost)
+        shown = laid_over(photograph, voxels(name), T)
+        return Verified(T.double().numpy(), partners(T, both, max_error), 1 - cost, weight * (1 - cost), shown)
 
-    return posed
+    def settled(found: Sequence[Verified]) -> list[float]:
+        shown = [one.shown for one in found if one.shown is not None]
+        return [weight * (2 + stand) / 4 for stand in standings(photograph, shown, [1 - one.fit for one in found])]
+
+    return Verifier(posed, settled)
 
 
-def in_scene(keypoints: KeyPoints, max_error: float, weight: float, seed: int, scale: bool) -> Posed:
+def in_scene(keypoints: KeyPoints, max_error: float, weight: float, seed: int, scale: bool) -> Verifier:
     """Verifies by an alignment T_scene_from_query, by RANSAC on mutual matches.
 
     Args:
@@ -107,9 +170,10 @@ def in_scene(keypoints: KeyPoints, max_error: float, weight: float, seed: int, s
         if found is None:
             return None
         inliers = matches[found.inliers]
-        return found.T_b_from_a, inliers, float(found.inliers.mean()), weight * float(np.log1p(len(inliers)))
+        bonus = weight * float(np.log1p(len(inliers)))
+        return Verified(found.T_b_from_a, inliers, float(found.inliers.mean()), bonus)
 
-    return posed
+    return Verifier(posed)
 
 
 def polished(answer: Answer, keypoints: ImageKeyPoints, scene: KeyPoints, K: ArrayLike, max_error: float) -> Answer:

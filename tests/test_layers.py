@@ -19,7 +19,7 @@ keypoints
 poses ranking repositoryfiles text languagequeries
 posesearch geometrydescriptor alignment language
 posealign
-keptposes
+keptposes lookalikes
 verification
 scenequeries
 repository milvusrepository

@@ -38,6 +38,7 @@ from condense.tasks.scenes_results import (
     within,
 )
 from condense.tasks.siftscenes import Sift, by_pnp, sift_answers, surface_points, voted
+from condense.verification import Verified, Verifier
 from condense.voxels import VoxelScene
 
 
@@ -100,7 +101,7 @@ class TestTruth:
         assert len(same) == 2
         np.testing.assert_allclose(same[1][:2, :2], -np.eye(2), atol=1e-9)  # half a turn
         np.testing.assert_allclose(same[1] @ [6, 0.5, 0.5, 1], [6, 0.5, 0.5, 1])  # about its middle
-        marked = torch.where(coords[:, :1] < 12, bar.colour, bar.colour + 0.4)
+        marked = torch.where(coords[:, :1] < 12, bar.colour, bar.colour + 0.5)
         assert len(truth_of(dataclasses.replace(bar, colour=marked)).alike) == 1
 
     def test_a_quarter_turn_of_a_square_box_is_no_error(self):
@@ -217,9 +218,9 @@ class TestSift:
 
         def posed(name, near, matches):
             handed[name] = near
-            return np.eye(4), matches[:2], 0.5, 0.25
+            return Verified(np.eye(4), matches[:2], 0.5, 0.25)
 
-        answers = sift_answers(image, scenes, votes, rows, posed, 2)
+        answers = sift_answers(image, scenes, votes, rows, Verifier(posed), 2)
         assert [answer.name for answer in answers] == ["b", "a", "empty"] and set(handed) == {"a", "b"}
         torch.testing.assert_close(handed["b"].positions, scenes["b"].positions[3:8])
         assert answers[0].inliers.tolist() == [[0, 3], [1, 4]] and answers[2].pose is None

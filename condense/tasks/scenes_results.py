@@ -21,6 +21,7 @@ from condense.voxels import VoxelScene
 
 SAME_LIGHT, UNKNOWN = "_same_light", "_unknown"  # endings of queries
 DEGREES, SHARE = 5.0, 0.05  # a pose is right below so many degrees and such a share of the scene's size
+FOLDS = (72, 8, 6, 5, 4, 3, 2)  # parts of a full turn that may look alike; 72: any
 LOOSE = 4  # a pose is nearly right within so many times that
 CALIBRATED = ("condense", "lifted_teacher")
 Metrics = dict[str, dict[str, dict[str, float | int | None]]]
@@ -86,30 +87,34 @@ class Truth:
     alike: NDArray[np.float64]
 
 
-def truth_of(scene: VoxelScene, step: int = 15, tolerance: float = 1.5, share: float = 0.95) -> Truth:
+def truth_of(scene: VoxelScene, tolerance: float = 2.0, share: float = 0.95) -> Truth:
     """A scene's size, and the turns about the upright axis through its middle that carry it onto itself.
 
-    A turn counts if `share` of 400 turned voxels lie within `tolerance` voxels of one with a like colour.
+    A turn does if `share` of 400 turned voxels lie within `tolerance` voxels of one of a like colour. The light falls
+    from one side, so brightness counts less than chromaticity. The turns are those by the smallest part of a full one
+    (see FOLDS) all of whose multiples do.
 
     Args:
         scene: its voxels.
-        step: degrees between turns.
-        tolerance: in voxels; colours count as 10 voxels from black to white.
+        tolerance: in voxels; shares of red, green and blue count as 10 voxels from 0 to 1, their mean as 5.
         share: in (0, 1].
     """
     centres = scene.centres.double().numpy()
     middle = (centres.min(0) + centres.max(0)) / 2
-    colours = 10 * scene.colour.double().numpy()
-    tree = cKDTree(np.concatenate([(centres - middle) / scene.grid.voxel_size, colours], axis=1))
+    colour = scene.colour.double().numpy()
+    total = colour.sum(1, keepdims=True)
+    look = np.concatenate([10 * colour / (total + 0.15), 5 * total / 3], axis=1)  # shares of the dark fade
+    tree = cKDTree(np.concatenate([(centres - middle) / scene.grid.voxel_size, look], axis=1))
     some = np.linspace(0, len(centres) - 1, min(400, len(centres))).astype(int)
-    motions = []
-    for angle in np.radians(np.arange(0, 360, step)):
-        T = _turn(angle, middle)
+
+    def onto_itself(T: NDArray[np.float64]) -> bool:
         turned = (centres[some] @ T[:3, :3].T + T[:3, 3] - middle) / scene.grid.voxel_size
-        distance, _ = tree.query(np.concatenate([turned, colours[some]], axis=1), distance_upper_bound=tolerance)
-        if np.isfinite(distance).mean() >= share:
-            motions.append(T)
-    return Truth(float(np.linalg.norm(np.ptp(centres, axis=0))), np.stack(motions))
+        distance, _ = tree.query(np.concatenate([turned, look[some]], axis=1), distance_upper_bound=tolerance)
+        return bool(np.isfinite(distance).mean() >= share)
+
+    turns = ([_turn(2 * np.pi * part / fold, middle) for part in range(fold)] for fold in FOLDS)
+    alike = next((motions for motions in turns if all(map(onto_itself, motions[1:]))), [np.eye(4)])
+    return Truth(float(np.linalg.norm(np.ptp(centres, axis=0))), np.stack(alike))
 
 
 def _turn(angle: float, middle: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ look like (`sift_rendered`; see `SceneQueries.query_photograph`).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,11 +25,11 @@ from condense.keypoints import ImageKeyPoints, KeyPoints, load_keypoints, sample
 from condense.links import load_links
 from condense.posealign import Photograph
 from condense.poses import image_pose, mutual_matches
-from condense.ranking import UNCALIBRATED, Answer, Matches, ranked
+from condense.ranking import UNCALIBRATED, Answer, Matches
 from condense.raymarch import accumulate, render_weights, sample_rays, trilinear
 from condense.tasks.scenes import Plan, truths_of
 from condense.tasks.scenes_results import Outcome, outcome
-from condense.verification import Posed, Verified, in_rendering
+from condense.verification import Verified, Verifier, answers, in_rendering
 from condense.voxels import VoxelScene, index_volume
 
 VERIFIED, RENDERED = 5, 3  # scenes by PnP; by rendering, as many as of `query_photograph`
@@ -120,23 +121,22 @@ def sift_answers(
     scenes: Mapping[str, KeyPoints],
     votes: NDArray[np.float64],
     rows: Sequence[Tensor],
-    posed: Posed,
+    verifier: Verifier,
     verify: int,
 ) -> list[Answer]:
     """The scenes an image may show, best first; the first `verify` by votes are verified. See `voted`."""
     names = list(scenes)
-    poses: list[NDArray[np.float64] | None] = [None] * len(names)
-    inliers, fit, bonus = [np.zeros((0, 2), np.int64)] * len(names), *np.zeros((2, len(names)))
+    found: dict[int, Verified] = {}
     for place in np.argsort(-votes, kind="stable")[:verify].tolist():
         near = scenes[names[place]][rows[place]]
-        found = posed(names[place], near, mutual_matches(image.descriptors @ near.descriptors.T))
-        if found is not None:
-            poses[place], pairs, fit[place], bonus[place] = found
-            inliers[place] = np.stack([pairs[:, 0], rows[place].numpy()[pairs[:, 1]]], axis=1)
-    return ranked(names, votes, poses, inliers, fit, bonus, UNCALIBRATED)
+        one = verifier.posed(names[place], near, mutual_matches(image.descriptors @ near.descriptors.T))
+        if one is not None:
+            own = np.stack([one.inliers[:, 0], rows[place].numpy()[one.inliers[:, 1]]], axis=1)
+            found[place] = dataclasses.replace(one, inliers=own)
+    return answers(names, votes, found, verifier, UNCALIBRATED)
 
 
-def by_pnp(image: ImageKeyPoints, K: Tensor) -> Posed:
+def by_pnp(image: ImageKeyPoints, K: Tensor) -> Verifier:
     """Verifies by PnP on the matches; K [3, 3] in pixels."""
 
     def posed(_: str, scene: KeyPoints, matches: Matches) -> Verified | None:
@@ -145,9 +145,10 @@ def by_pnp(image: ImageKeyPoints, K: Tensor) -> Posed:
         if found is None:
             return None
         inliers = matches[found.inliers]
-        return found.T_world_from_camera, inliers, float(found.inliers.mean()), WEIGHT * float(np.log1p(len(inliers)))
+        bonus = WEIGHT * float(np.log1p(len(inliers)))
+        return Verified(found.T_world_from_camera, inliers, float(found.inliers.mean()), bonus)
 
-    return posed
+    return Verifier(posed)
 
 
 def sift_outcomes(kept: Path, plan: Plan, sift: Sift | None = None, ratio: float = RATIO) -> dict[str, list[Outcome]]:
@@ -170,7 +171,10 @@ def sift_outcomes(kept: Path, plan: Plan, sift: Sift | None = None, ratio: float
         photograph = Photograph(query.image, query.mask, K)
         rendering = in_rendering(image, photograph, plan.voxels, MAX_ERROR, RENDERED_WEIGHT, 0, plan.poses)
         votes, rows = voted(image, list(scenes.values()), ratio)
-        for method, posed, verify in (("sift_pnp", by_pnp(image, K), VERIFIED), ("sift_rendered", rendering, RENDERED)):
-            answers = sift_answers(image, scenes, votes, rows, posed, verify) if len(image) else []
-            found[method].append(outcome(query, answers[:10], truths.get(query.scene)))
+        for method, verifier, verify in (
+            ("sift_pnp", by_pnp(image, K), VERIFIED),
+            ("sift_rendered", rendering, RENDERED),
+        ):
+            best = sift_answers(image, scenes, votes, rows, verifier, verify)[:10] if len(image) else []
+            found[method].append(outcome(query, best, truths.get(query.scene)))
     return found
