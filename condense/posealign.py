@@ -54,9 +54,8 @@ class Level:
 
 
 LEVELS = (
-    Level(12, 1, 24, 0, 1.0, halved=True),
-    Level(12, 2, 16, 6, 1.0, halved=True),
-    Level(16, 2, 5, 8, 1.0, halved=True),
+    Level(12, 1, 12, 0, 1.0, halved=True),
+    Level(16, 2, 12, 6, 1.0, halved=True),
     Level(32, 1, 3, 10, 0.5),
     Level(64, 1, 1, 10, 0.3),
     Level(16, 4, 1, 0, 0.3, window=5),  # which scene it is, is judged so: fields lack what is finer

@@ -95,9 +95,9 @@ class SceneQueries(ABC):
         voxels: Callable[[str], VoxelScene],
         top: int = 10,
         shortlist: int = 50,
-        verify: int = 3,
+        verify: int = 5,
         max_error: float = 0.03,
-        weight: float = 10.0,
+        weight: float = 0.25,
         worst: float = 0.25,
         seed: int = 0,
         kept: Path | None = None,
@@ -116,7 +116,8 @@ class SceneQueries(ABC):
             shortlist: scenes whose key points are compared.
             verify: scenes that are rendered, at most; they have poses.
             max_error: as of `query_image`.
-            weight: of that against similarity, which decides between scenes that look the same.
+            weight: of that against similarity. It decides wherever scenes look other; where poses go wrong, as they may
+                without a mask, all look equally bad, and similarity does.
             worst: as of `query_image`.
             seed: of RANSAC.
             kept: folder that keeps poses of photographs with masks, for the next that asks the same.

@@ -30,7 +30,7 @@ class Verified:
         pose: [4, 4].
         inliers: key points of the query and of the scene that agree with it.
         fit: how well all of it agrees.
-        bonus: what that adds to the scene's rank, for itself.
+        bonus: what that adds to the scene's rank, for itself; at least, where others have a say (`Verifier.settled`).
         shown: what the scene looks like from there, where it was rendered.
     """
 
@@ -143,7 +143,7 @@ def in_rendering(
         else:
             return None
         shown = laid_over(photograph, voxels(name), T)
-        return Verified(T.double().numpy(), partners(T, both, max_error), 1 - cost, weight * (1 - cost), shown)
+        return Verified(T.double().numpy(), partners(T, both, max_error), 1 - cost, 0.0, shown)
 
     def settled(found: Sequence[Verified]) -> list[float]:
         shown = [one.shown for one in found if one.shown is not None]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import max_pool3d
 
 from condense.grid import Grid
 from condense.params import parse
@@ -148,15 +149,23 @@ def batch_scenes(scenes: Sequence[VoxelScene], turns: Sequence[Turn] | None = No
 
 
 def halved(scene: VoxelScene) -> VoxelScene:
-    """The scene in voxels twice as large: extinction averaged by volume, colours by extinction (its positive part)."""
-    x, y, z = ((n + 1) // 2 for n in scene.grid.shape)
+    """The scene in voxels twice as large: densities averaged by volume, colours by their positive part.
+
+    Densities may be signed: what is below 0 holds surfaces where they are. Without it all would look a large voxel
+    thicker. Voxels that touch nothing of positive density are left out.
+    """
     coords, rows = torch.unique(scene.coords // 2, dim=0, return_inverse=True)
-    mass = scene.density.relu()[:, None]
-    sums = mass.new_zeros(len(coords), 4).index_add_(0, rows, torch.cat([mass, mass * scene.colour], 1))
-    kept = sums[:, 0] > 0
-    coords, mass, light = coords[kept], sums[kept, 0], sums[kept, 1:]
+    weight = scene.density.relu()[:, None] + 1e-6  # where all is below 0, plain means
+    values = torch.cat([scene.density[:, None], weight, weight * scene.colour], 1)
+    density, weight, light = values.new_zeros(len(coords), 5).index_add_(0, rows, values).split([1, 1, 3], 1)
+    x, y, z = ((n + 1) // 2 for n in scene.grid.shape)
     grid = dataclasses.replace(scene.grid, voxel_size=2 * scene.grid.voxel_size, shape=(x, y, z))
-    return VoxelScene(coords, mass / 4, light / mass[:, None], grid)  # of 8 voxels; a path through is twice as long
+    place = tuple(coords.long().T)
+    solid = torch.zeros(grid.shape, device=coords.device)
+    solid[place] = (density[:, 0] > 0).float()
+    kept = max_pool3d(solid[None, None], 3, 1, 1)[0, 0][place] > 0
+    # of 8 voxels; a path through is twice as long
+    return VoxelScene(coords[kept], density[kept, 0] / 4, (light / weight)[kept], grid)
 
 
 def cell_means(values: Tensor, rows: Tensor, cells: int) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from toys import toy_scene, toy_views
 
 from condense.cameras import Cameras, look_at
+from condense.grid import Grid
 from condense.keptposes import kept_pose
 from condense.keypoints import ImageKeyPoints, KeyPoints
 from condense.posealign import (
@@ -25,7 +26,7 @@ from condense.poses import pose_errors
 from condense.posesearch import rotation_grid
 from condense.rayoperator import build_operator
 from condense.repository import SceneRepository
-from condense.voxels import VoxelScene, index_volume
+from condense.voxels import VoxelScene, halved, index_volume
 
 K = torch.tensor([[83.0, 0, 32], [0, 83, 32], [0, 0, 1]])
 FINE = Level(32, 1, 1, 20, 0.3)
@@ -177,6 +178,23 @@ def test_signed_densities_keep_a_surface_where_it_is():
     torch.testing.assert_close(Renderer(signed).middle, Renderer(scene).middle)
 
 
+def test_at_half_the_resolution_outlines_stay_where_they_are():
+    """A ball whose surface lies between voxels, as fields hold it."""
+    grid, cameras = Grid((-1.0,) * 3, 1 / 16, (32, 32, 32)), camera([1.7, 0.6, 0.8])
+    coords = torch.cartesian_prod(*[torch.arange(32)] * 3).int()
+    density = 2 * (0.55 - grid.to_world(coords + 0.5).norm(dim=1)) / grid.voxel_size
+    near = density > -4
+    ball = VoxelScene(coords[near], density[near], torch.ones(int(near.sum()), 3), grid)
+    thick = dataclasses.replace(ball, density=ball.density.relu())
+    view, T = photograph(lopsided(), cameras).on(FINE), cameras.T_world_from_camera
+
+    def area(scene):
+        return float(Renderer(scene).render(T[:, :3, :3], T[:, :3, 3], view)[0][0, 0].sum())
+
+    assert area(halved(ball)) == pytest.approx(area(ball), rel=0.03)
+    assert area(halved(thick)) > 1.1 * area(ball)
+
+
 def test_a_contracted_grid_is_rendered_too():
     scene = lopsided()
     grid = dataclasses.replace(scene.grid, contracted=True)
@@ -197,7 +215,7 @@ def test_bad_input_is_refused():
         Photograph(image[:4], mask, K)
     with pytest.raises(ValueError, match="no pose to start from"):
         find_pose(Photograph(image, mask + 255, K), lopsided(), torch.zeros(0, 3, 3), torch.zeros(0, 3))
-    assert not Photograph(image, mask + 255, K).cut_out and [level.side for level in LEVELS] == [12, 12, 16, 32, 64, 16]
+    assert not Photograph(image, mask + 255, K).cut_out and [level.side for level in LEVELS] == [12, 16, 32, 64, 16]
 
 
 def test_poses_are_kept_by_what_photograph_and_scene_hold(tmp_path, monkeypatch):

@@ -151,15 +151,18 @@ def test_points_of_a_mesh_lie_in_their_voxels():
     assert 600 < len(scene) < 1000  # a shell: about the sphere's area in voxel faces, and not its volume (2,145)
 
 
-def test_halving_keeps_extinction_and_light(generator):
+def test_halving_averages_signed_densities_and_keeps_light(generator):
     scene = make_scene(generator, shape=(5, 6, 7), voxels=60)
-    signed = dataclasses.replace(scene, density=torch.where(scene.density < 3, -scene.density, scene.density))
-    half, mass = halved(signed), signed.density.relu()
+    half = halved(scene)
     assert half.grid == dataclasses.replace(scene.grid, voxel_size=1.0, shape=(3, 3, 4))
     # extinction per length times volume, and the light of it
-    torch.testing.assert_close(half.density.sum() / 1.0 * 1.0**3, mass.sum() / 0.5 * 0.5**3)
-    light = (half.density[:, None] * half.colour).sum(0), (mass[:, None] * scene.colour).sum(0) / 4
+    torch.testing.assert_close(half.density.sum() / 1.0 * 1.0**3, scene.density.sum() / 0.5 * 0.5**3)
+    light = (half.density[:, None] * half.colour).sum(0), (scene.density[:, None] * scene.colour).sum(0) / 4
     torch.testing.assert_close(*light)
-    assert (half.density > 0).all()
-    by_hand = halved(VoxelScene(torch.tensor([[2, 0, 1]]).int(), torch.tensor([2.0]), torch.ones(1, 3), scene.grid))
-    assert by_hand.coords.tolist() == [[1, 0, 0]] and by_hand.density.tolist() == [0.5]
+    red, blue = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])
+    coords = torch.tensor([[2, 0, 1], [3, 1, 1], [0, 0, 1], [4, 5, 6]]).int()
+    signed = VoxelScene(coords, torch.tensor([3.0, -1, -2, -2]), torch.stack([red, blue, blue, red]), scene.grid)
+    by_hand = halved(signed)
+    assert by_hand.coords.tolist() == [[0, 0, 0], [1, 0, 0]]  # the last voxel touches nothing solid
+    assert by_hand.density.tolist() == [-0.5, 0.5]
+    torch.testing.assert_close(by_hand.colour, torch.stack([blue, red]))

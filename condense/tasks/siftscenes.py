@@ -32,10 +32,10 @@ from condense.tasks.scenes_results import Outcome, outcome
 from condense.verification import Verified, Verifier, answers, in_rendering
 from condense.voxels import VoxelScene, index_volume
 
-VERIFIED, RENDERED = 5, 3  # scenes by PnP; by rendering, as many as of `query_photograph`
+VERIFIED = 5  # scenes, as many as of `query_photograph`
 RATIO = 0.8  # the largest ratio of distances, nearest scene to next, of a vote; 1 lets all vote
 MAX_ERROR = 0.03  # reprojection error of an inlier, as a share of the longer side of the image
-RENDERED_WEIGHT = 100.0  # of fit against the share of key points that vote: as of `query_photograph`, fit decides
+RENDERED_WEIGHT = 0.5  # of how a scene stands, rendered, against the share of key points that vote
 WEIGHT = 0.1  # of log(1 + inliers) against the share of key points that vote
 
 
@@ -122,7 +122,7 @@ def sift_answers(
     votes: NDArray[np.float64],
     rows: Sequence[Tensor],
     verifier: Verifier,
-    verify: int,
+    verify: int = VERIFIED,
 ) -> list[Answer]:
     """The scenes an image may show, best first; the first `verify` by votes are verified. See `voted`."""
     names = list(scenes)
@@ -171,10 +171,7 @@ def sift_outcomes(kept: Path, plan: Plan, sift: Sift | None = None, ratio: float
         photograph = Photograph(query.image, query.mask, K)
         rendering = in_rendering(image, photograph, plan.voxels, MAX_ERROR, RENDERED_WEIGHT, 0, plan.poses)
         votes, rows = voted(image, list(scenes.values()), ratio)
-        for method, verifier, verify in (
-            ("sift_pnp", by_pnp(image, K), VERIFIED),
-            ("sift_rendered", rendering, RENDERED),
-        ):
-            best = sift_answers(image, scenes, votes, rows, verifier, verify)[:10] if len(image) else []
+        for method, verifier in (("sift_pnp", by_pnp(image, K)), ("sift_rendered", rendering)):
+            best = sift_answers(image, scenes, votes, rows, verifier)[:10] if len(image) else []
             found[method].append(outcome(query, best, truths.get(query.scene)))
     return found
