@@ -10,11 +10,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn.functional import normalize
 
 Matches = NDArray[np.int64]
 UNCALIBRATED = [10.0, 20.0, 2.0, 1.0, -12.0]  # rises with every feature; a guess, until `calibrate` has seen answers
+CLEAR = 0.1  # a larger margin says no more: how far the next scene is behind depends on which others there are
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,10 @@ class Answer:
         name: of the scene.
         score: in [0, 1], how likely it is the right one: a logistic function of `features`.
         similarity: see `local_similarity`.
-        features: [4] similarity; margin, by which it ranks before the best other scene (negative: behind);
-            fit; log(1 + inliers). The last two are 0 for a scene that was not verified. Fit is the agreement of an
-            image's key points with the scene's (`posesearch.agreement`), the share of matches between two scenes that
-            are inliers.
+        features: [4] similarity; margin, by which it ranks before the best other scene (negative: behind), at most
+            CLEAR; fit; log(1 + inliers). The last two are 0 for a scene that was not verified. Fit is the agreement of
+            an image's key points with the scene's (`posesearch.agreement`), the share of matches between two scenes
+            that are inliers.
         pose: [4, 4] T_world_from_camera for an image, T_scene_from_query for a scene; None where none was found.
         inliers: [M, 2] key points of the query and of the scene that match and agree with the pose.
     """
@@ -97,16 +99,18 @@ def calibrate(features: ArrayLike, correct: ArrayLike) -> list[float]:
     correct = np.asarray(correct, dtype=bool)
     if correct.all() or not correct.any():
         raise ValueError(f"calibration needs right and wrong answers: {correct.sum()} of {len(correct)} are right")
-    model = LogisticRegression(C=100, max_iter=1000).fit(np.asarray(features, dtype=float), correct)
-    return [*map(float, model.coef_[0]), float(model.intercept_[0])]
+    scaler = StandardScaler().fit(np.asarray(features, dtype=float))
+    model = LogisticRegression().fit(scaler.transform(features), correct)
+    weights = model.coef_[0] / scaler.scale_
+    return [*map(float, weights), float(model.intercept_[0] - weights @ scaler.mean_)]
 
 
 def margins(rank: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[S] by how much each ranks before the best of the others; behind it, negative; 0 for a single one."""
+    """[S] by how much each ranks before the best other, at most CLEAR; behind it, negative; 0 for a single one."""
     if len(rank) == 1:
         return np.zeros(1)
     second, first = np.sort(rank)[-2:]
-    return np.where(np.arange(len(rank)) == rank.argmax(), first - second, rank - first)
+    return np.where(np.arange(len(rank)) == rank.argmax(), first - second, rank - first).clip(-CLEAR, CLEAR)
 
 
 def ranked(

@@ -144,6 +144,8 @@ def test_calibrated_scores_follow_what_was_right():
     correct = rng.uniform(size=400) < 1 / (1 + np.exp(-(2 * features[:, 0] - 1)))
     weights = calibrate(features, correct)
     np.testing.assert_allclose(weights, [2, 0, 0, 0, -1], atol=0.6)
+    other_units = np.array([100.0, 0.01, 1.0, 1.0])
+    np.testing.assert_allclose(calibrate(features * other_units, correct)[:4], weights[:4] / other_units, atol=1e-4)
     repository = filled()
     image = view_of(random_scene(3))[0]
     repository.set_calibration("image", [0.0, 0, 0, 0, math.log(3)])
@@ -155,8 +157,9 @@ def test_calibrated_scores_follow_what_was_right():
 
 
 def test_margins_by_hand():
-    rank = np.array([0.5, 0.9, 0.7])
-    np.testing.assert_allclose(margins(rank), [-0.4, 0.2, -0.2])
+    rank = np.array([0.52, 0.6, 0.57, 0.1])
+    np.testing.assert_allclose(margins(rank), [-0.08, 0.03, -0.03, -0.1])
+    np.testing.assert_allclose(margins(rank[[1, 3]]), [0.1, -0.1])
     assert margins(rank[:1]).tolist() == [0]
 
 
