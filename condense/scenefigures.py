@@ -86,7 +86,7 @@ def explained(
     ],
     columns: int = 2,
 ) -> Figure:
-    """Several answers: query, scene in the answer's pose, and a training view of that scene, side by side.
+    """Several answers: query, key points of the scene in the answer's pose, and a picture of that scene, side by side.
 
     Args:
         rows: (title, the arguments of `explain`, a picture of the scene that was found) of each.

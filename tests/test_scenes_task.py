@@ -22,6 +22,7 @@ from condense.tasks.scenes import (
     make_plans,
     model_outcomes,
     queries_of,
+    rendered,
     teacher_outcomes,
 )
 from condense.tasks.scenes_results import (
@@ -184,8 +185,13 @@ class TestJobs:
         assert lifted["lifted_teacher"][1].right  # the view as it was captured
         assert set(scene_metrics({m: [some] for m, some in {**found, **lifted}.items()})) == {*found, *lifted}
         model = SparseModel(new_model(teacher, 0)).eval()
-        ((row, answer, _, image, scene),) = answers_of(Condensed(model), kept, test, [1])
+        ((row, answer, query, image, scene),) = answers_of(Condensed(model), kept, test, [1])
         assert row == 1 and answer.name in test.scenes and len(scene) and image.size == (32, 32)
+        right = dataclasses.replace(answer, name=query.scene, pose=query.camera.T_world_from_camera[0].double().numpy())
+        on = query.mask.numpy() >= 128
+        shown, seen = rendered(test, query, right)[::2, ::2], query.image.numpy() / 255
+        assert np.abs(shown[on] - seen[on]).mean() < 0.1 and shown[~on].mean() < 0.05 and shown.max() <= 1
+        assert rendered(test, query, dataclasses.replace(right, pose=None)) is None
 
 
 class TestSift:

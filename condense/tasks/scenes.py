@@ -26,6 +26,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
@@ -35,6 +36,7 @@ from condense.extraction import best_spread, condense_features, condense_views, 
 from condense.field import load_field
 from condense.keypoints import ImageKeyPoints, KeyPoints, load_keypoints, save_keypoints
 from condense.links import Links, as_batch, load_links
+from condense.lookalikes import laid_over
 from condense.model import new_model
 from condense.params import ScenesParams, SparseParams
 from condense.pooling import rendered_scene
@@ -266,6 +268,17 @@ def asked(repository: SceneRepository, plan: Plan, query: Query, image: ImageKey
     """The answers to a query, whose key points are `image`; the scenes it may show are rendered."""
     photograph = Photograph(query.image, query.mask, query.camera.K[0])
     return repository.query_photograph(image, photograph, plan.voxels, top, kept=plan.poses)
+
+
+def rendered(plan: Plan, query: Query, answer: Answer) -> NDArray[np.float32] | None:
+    """[h, w, 3] in [0, 1] what the scene of an answer looks like from its pose, in the light of the query; None without
+    a pose.
+    """
+    if answer.pose is None:
+        return None
+    photograph = Photograph(query.image, query.mask, query.camera.K[0])
+    shown = laid_over(photograph, plan.voxels(answer.name), torch.from_numpy(answer.pose).float())
+    return shown[1:].clamp(0, 1).permute(1, 2, 0).numpy()
 
 
 def calibration(describer: Describer, scenes: Mapping[str, KeyPoints], plan: Plan) -> list[float] | None:
