@@ -27,6 +27,7 @@ from condense.voxels import VoxelScene
 
 Array = NDArray[np.float64]
 NEAR = 1.5  # voxels within which a voxel counts as found in the other scene
+FLAT = 0.02  # variation of colours that tells nothing
 TURNS = 36  # that are tried, evenly
 STARTS = 6  # poses that most matches vote for
 BEST = 3  # of them are refined
@@ -220,8 +221,8 @@ def evidence(a: Shape, b: Shape, T: Array, inliers: int) -> Array:
     - the log of the largest number of those that touch, plus 1;
     - the log of the number of matches that agree with the pose, plus 1;
     - the mean cosine of key points that come to lie together;
-    - how far the colours that lie together are from being an affine map of each other, the worse way round (RMS): light
-      and recolouring change all colours alike, other materials do not.
+    - how far the colours that lie together are from being an affine map of each other, the worse way round, as a share
+      of how much they vary: light and recolouring change all colours alike, other materials do not.
     """
     reach, back = NEAR * max(a.voxel, b.voxel), np.asarray(np.linalg.inv(T))
     sides = [_unfound(a, b, T, reach), _unfound(b, a, back, reach)]
@@ -231,18 +232,21 @@ def evidence(a: Shape, b: Shape, T: Array, inliers: int) -> Array:
     distance, nearest = cKDTree(b.points.positions.numpy()).query(carry(T, a.points.positions.numpy()))
     met = distance <= 2 * reach
     cosine = (a.points.descriptors * b.points.descriptors[nearest]).sum(1).numpy()[met].mean() if met.any() else 0.0
-    colour = max(_recolouring_error(a, b, T, reach), _recolouring_error(b, a, back, reach))
+    colour = max(_unlike(a, b, T, reach), _unlike(b, a, back, reach))
     return np.array([*shares, np.log(against + 0.01), np.log1p(piece), np.log1p(inliers), cosine, colour])
 
 
-def _recolouring_error(a: Shape, b: Shape, T: Array, reach: float) -> float:
-    """RMS of what the best affine map of the colours of `a` leaves of those nearest in `b`; 1 where none are near."""
+def _unlike(a: Shape, b: Shape, T: Array, reach: float) -> float:
+    """In [0, 1]: RMS of what the best affine map of the colours of `a` leaves of those nearest in `b`, over how much
+    these vary; 1 where none are near.
+    """
     distance, nearest = b.tree.query(carry(T, a.centres), distance_upper_bound=reach)
     met = np.isfinite(distance)
     if not met.any():
         return 1.0
     source, target = np.pad(a.colours[met], ((0, 0), (0, 1)), constant_values=1.0), b.colours[nearest[met]]
-    return float(np.sqrt(np.mean((target - source @ np.linalg.lstsq(source, target, rcond=None)[0]) ** 2)))
+    left = target - source @ np.linalg.lstsq(source, target, rcond=None)[0]
+    return float(np.sqrt(np.mean(left**2)) / (np.sqrt(target.var(0).mean()) + FLAT))
 
 
 def _unfound(a: Shape, b: Shape, T: Array, reach: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:

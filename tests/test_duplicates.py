@@ -137,11 +137,12 @@ def test_a_recoloured_scene_is_told_from_other_materials():
     scene = toy_scene(1)
     grey = KeyPoints(scene.centres[:9], torch.zeros(9, 3), torch.ones(9), torch.eye(9), scene.colour[:9])
     halves = torch.where((scene.coords[:, :1] > 5) ^ (scene.coords[:, 2:] > 5), 0.9, 0.1).expand(-1, 3)
-    paints, seen = {"darker": scene.colour[:, [1, 2, 0]] * 0.5 + 0.1, "painted": halves}, {}
+    paints = {"darker": scene.colour[:, [1, 2, 0]] * 0.5 + 0.1, "painted": halves, "pale": 0.5 + 0.2 * halves}
+    seen = {}
     for name, colour in paints.items():
         other = dataclasses.replace(scene, colour=colour)
         seen[name] = evidence(Shape.of(scene, grey), Shape.of(other, grey), np.eye(4), 9)[-1]
-    assert seen["darker"] < 1e-5 and seen["painted"] > 0.2
+    assert seen["darker"] < 1e-5 and 0.5 < seen["painted"] <= 1 and seen["pale"] > 0.5
 
 
 def test_alignment_is_none_without_key_points():

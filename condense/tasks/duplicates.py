@@ -43,8 +43,8 @@ PARTS = 32  # pooled vectors of a scene that shortlists go by
 ALIKE = 8  # of them, those that are most alike, count: two scenes may share a part alone
 # Weights of the evidence of an alignment, and the bias: logistic regression on variants of validation captures.
 DECISION = {
-    "condense": (2.96, -1.79, -1.04, 0.02, 1.33, 4.13, -21.77, -9.08),
-    "fpfh": (4.50, -3.06, -1.21, 0.0, 1.17, -4.27, -26.08, -2.40),
+    "condense": (2.70, -6.16, -2.82, 0.59, 0.72, 3.51, -11.24, -5.55),
+    "fpfh": (3.88, -4.79, -2.58, 0.51, 0.63, 2.45, -9.96, -7.50),
 }
 
 
