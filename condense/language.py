@@ -2,8 +2,8 @@
 
 A caption falls into phrases. A phrase is compared with a scene twice: with its single features, of which the most
 similar count most, and with their mean. One map serves voxels, cells of images and key points, whose features share a
-space already. It is learned contrastively (Radford et al. 2021) from which caption belongs to which capture alone: no
-label of a part or a pixel is used.
+space already. It is learned contrastively (Radford et al. 2021) from which captions, and which of their words, belong
+to which capture: no label of a part or a pixel is used.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from scipy.stats import norm, qmc
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softplus
 
@@ -30,7 +31,8 @@ NUMBERS = "no|one|two|three|four|five|six"
 _BETWEEN = re.compile(
     rf"\s*(?:[,:;.]|\b(?:with|which|that|has|have|in)\b|\band\b(?=\s+(?:a|an|the|{NUMBERS})\b))\s*", re.IGNORECASE
 )
-SHADES = 6  # numbers that `with_colour` adds
+SHADES = 64  # numbers that `with_colour` adds
+COLOUR_WIDTHS = (0.3, 0.06, 0.06)  # of likeness in Oklab: lightness, which light changes, and the two of hue
 REFERENCE = 1024  # features of training captures that the heat of a phrase is compared with
 
 
@@ -53,11 +55,30 @@ class Bank:
         return Bank(self.centres[rows], self.shares[rows], self.means[rows])
 
 
+def oklab(colour: Tensor) -> Tensor:
+    """[N, 3] sRGB in [0, 1] as lightness and two of hue, even to the eye: Oklab (Ottosson 2020)."""
+    colour = colour.float().clamp(0, 1)
+    linear = torch.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+    cones = torch.tensor([
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ])  # fmt: skip
+    opponents = torch.tensor([
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ])  # fmt: skip
+    return (linear @ cones.T).clamp_min(0) ** (1 / 3) @ opponents.T
+
+
 def with_colour(features: Tensor, colour: Tensor) -> Tensor:
     """What is told in words of voxels, cells or key points: their features, and their colour beside them.
 
-    Features are trained to stay the same in any light, while captions name colours. Each channel c becomes the point
-    (cos, sin) of pi c: of two results the product is the mean of the features' cosine and the colours' likeness.
+    Features are trained to stay the same in any light, while captions name colours. A colour becomes cosines and sines
+    of fixed directions through Oklab (random Fourier features, Rahimi and Recht 2007, of a Halton sequence): of two
+    results the product is the mean of the features' cosine and of the colours' likeness, about a Gaussian of
+    COLOUR_WIDTHS.
 
     Args:
         features: [N, D].
@@ -66,8 +87,9 @@ def with_colour(features: Tensor, colour: Tensor) -> Tensor:
     Returns:
         [N, D + SHADES] unit vectors.
     """
-    angle = torch.pi * colour.float().clamp(0, 1)
-    shades = torch.cat([angle.cos(), angle.sin()], dim=1) / 3**0.5
+    normal = norm.ppf(qmc.Halton(3, scramble=False).random(SHADES // 2 + 1)[1:])  # the first is 0, and has no image
+    angle = oklab(colour) @ torch.from_numpy(normal / COLOUR_WIDTHS).float().T
+    shades = torch.cat([angle.cos(), angle.sin()], dim=1) / (SHADES // 2) ** 0.5
     return torch.cat([normalize(features.float(), dim=1), shades], dim=1) / 2**0.5
 
 
@@ -96,6 +118,15 @@ def phrases(text: str) -> list[str]:
     return [part for part in parts if part] or [text]
 
 
+def vocabulary(captions: Sequence[Sequence[str]]) -> dict[str, set[int]]:
+    """{word: the captures whose captions have it}, without words that all have."""
+    found: dict[str, set[int]] = {}
+    for number, some in enumerate(captions):
+        for word in {word for text in some for word in re.findall(r"[^\W_]+", text.lower())}:
+            found.setdefault(word, set()).add(number)
+    return {word: owners for word, owners in sorted(found.items()) if len(owners) < len(captions)}
+
+
 def encode_phrases(encoder: SentenceEncoder, texts: Sequence[str]) -> dict[str, Tensor]:
     """{text: [P, T] vectors of its phrases}; each different phrase is encoded once.
 
@@ -117,13 +148,20 @@ class TextMap(nn.Module):
         dim: length of a feature.
         width: of the common spaces; hidden: of the layers before.
         seed: of the weights.
-        dropout: while training.
+        dropout: of sentence vectors and what is made of them, while training; feature_dropout: of features.
     """
 
     reference: Tensor
 
     def __init__(
-        self, text_dim: int, dim: int, width: int = 96, hidden: int = 256, seed: int = 0, dropout: float = 0.2
+        self,
+        text_dim: int,
+        dim: int,
+        width: int = 96,
+        hidden: int = 256,
+        seed: int = 0,
+        dropout: float = 0.2,
+        feature_dropout: float = 0.4,
     ) -> None:
         super().__init__()
 
@@ -135,33 +173,39 @@ class TextMap(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.text, self.text_whole = two_layers(text_dim, dropout), two_layers(text_dim, dropout)
-            self.local, self.whole = two_layers(dim, 0.0), two_layers(dim, 0.0)
+            self.local, self.whole = two_layers(dim, feature_dropout), two_layers(dim, feature_dropout)
             self.weight = nn.Linear(text_dim, 2)  # how much a phrase counts, locally and as a whole
         nn.init.zeros_(self.weight.weight)
         nn.init.zeros_(self.weight.bias)
-        self.log_scale, self.log_sharpness = nn.Parameter(torch.tensor(1.6)), nn.Parameter(torch.tensor(2.3))
+        self.log_scale, self.log_sharpness = nn.Parameter(torch.tensor(2.5)), nn.Parameter(torch.tensor(2.3))
         self.register_buffer("reference", torch.zeros(REFERENCE, dim))
 
     def forward(self, vectors: Tensor, owner: Tensor, scenes: Bank) -> Tensor:
-        """Scores [Q, S] of each text for each scene: the weighted sum of what its phrases score.
-
-        A phrase's score is the soft maximum over centres of the cosine, log sum exp, plus the cosine with the mean.
+        """Scores [Q, S] of each text for each scene: the sum of what its phrases score.
 
         Args:
             vectors: [P, T] of the phrases of all texts.
             owner: [P] number of the text each belongs to.
             scenes: to be scored.
         """
+        score = self.phrase_scores(vectors, scenes)
+        return score.new_zeros(int(owner.max()) + 1, score.shape[1]).index_add_(0, owner, score)
+
+    def phrase_scores(self, vectors: Tensor, scenes: Bank) -> Tensor:
+        """[P, S] the weighted sum of two cosines: the soft maximum over centres, log sum exp, and that with the mean.
+
+        Args:
+            vectors: [P, T] of phrases, or of single words.
+            scenes: to be scored.
+        """
         cosine = torch.einsum("pe,ske->psk", self._text(self.text, vectors), self._unit(self.local, scenes.centres))
         sharpness = self.log_sharpness.exp()
         prior = (scenes.shares.clamp_min(1e-9) ** 0.3).log().masked_fill(scenes.shares == 0, -1e9)
         prior = prior - prior.logsumexp(dim=1, keepdim=True)
-        best = (cosine * sharpness + prior).logsumexp(dim=2) / sharpness  # [P, S]
+        best = (cosine * sharpness + prior).logsumexp(dim=2) / sharpness
         mean = self._text(self.text_whole, vectors) @ self._unit(self.whole, scenes.means).T
         weight = softplus(self.weight(_spread(vectors)) + 0.5)
-        score = weight[:, :1] * best + weight[:, 1:] * mean
-        texts = int(owner.max()) + 1
-        return score.new_zeros(texts, score.shape[1]).index_add_(0, owner, score) * self.log_scale.exp()
+        return (weight[:, :1] * best + weight[:, 1:] * mean) * self.log_scale.exp()
 
     @torch.no_grad()
     def heat(self, vectors: Tensor, features: Tensor) -> Tensor:
@@ -204,19 +248,20 @@ def train_text_map(
     params: LanguageParams,
     seed: int,
 ) -> TextMap:
-    """Learns which caption belongs to which capture, and which capture to which caption.
+    """Learns which caption belongs to which capture, which capture to which caption, and which words a capture has.
 
     A caption that another capture has word for word is no negative there.
 
     Args:
         banks: of the training captures, by voxels, by cells, ...: the map learns from each alike.
         captions: of each training capture, at least one.
-        vectors: {caption: its phrases} of `encode_phrases`.
+        vectors: {text: its phrases} of `encode_phrases`, of the captions and of the words of `vocabulary`.
         params: how long and how fast.
         seed: of weights and draws.
     """
     count, dim = len(captions), banks[0].means.shape[1]
-    text_map = TextMap(next(iter(vectors.values())).shape[1], dim, seed=seed, dropout=params.dropout).train()
+    text_dim = next(iter(vectors.values())).shape[1]
+    text_map = TextMap(text_dim, dim, seed=seed, dropout=params.dropout, feature_dropout=params.feature_dropout).train()
     optimiser = torch.optim.AdamW(text_map.parameters(), params.lr, weight_decay=params.weight_decay)
     warm = max(1, params.steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -224,12 +269,18 @@ def train_text_map(
     )
     rng = np.random.default_rng(seed)
     own = [set(some) for some in captions]
+    words = vocabulary(captions)
+    has = torch.tensor([[row in owners for row in range(count)] for owners in words.values()], dtype=torch.bool)
+    spoken = torch.cat([vectors[word] for word in words]) if words else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # of the dropout
         for _ in range(params.steps):
             rows = rng.permutation(count)[: params.batch]
             texts = [str(rng.choice(list(captions[row]))) for row in rows]
-            loss = _contrast(text_map, texts, [own[row] for row in rows], vectors, [b[rows] for b in banks])
+            some = [each[rows] for each in banks]
+            loss = _contrast(text_map, texts, [own[row] for row in rows], vectors, some)
+            if spoken is not None:
+                loss = loss + params.word_weight * _word_contrast(text_map, spoken, has[:, rows], some)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(text_map.parameters(), 5.0)
@@ -251,6 +302,23 @@ def _contrast(
     for scenes in banks:
         score = text_map(torch.cat(parts), owner, scenes).masked_fill(also, -1e4)
         loss = loss + cross_entropy(score, true) + cross_entropy(score.T, true)
+    return loss
+
+
+def _word_contrast(text_map: TextMap, spoken: Tensor, has: Tensor, banks: Sequence[Bank]) -> Tensor:
+    """Each scene that has a word against all scenes that have not.
+
+    Args:
+        text_map: that learns.
+        spoken: [W, T] of the words.
+        has: [W, S] which scene has which word.
+        banks: of the scenes.
+    """
+    loss = torch.zeros(())
+    for scenes in banks:
+        score = text_map.phrase_scores(spoken, scenes)
+        others = score.masked_fill(has, -1e4).logsumexp(dim=1, keepdim=True)
+        loss = loss + (softplus(others - score) * has).sum() / has.sum().clamp_min(1)
     return loss
 
 

@@ -7,18 +7,21 @@ from torch.nn.functional import normalize
 from toys import toy_links
 
 from condense.language import (
+    COLOUR_WIDTHS,
     SHADES,
     TextMap,
     bank,
     encode_phrases,
     load_text_map,
     margin_threshold,
+    oklab,
     phrases,
     rank_scenes,
     save_text_map,
     score_texts,
     stand_out,
     train_text_map,
+    vocabulary,
     with_colour,
 )
 from condense.languagefigures import Heat, heat_maps, ranked_scenes
@@ -75,7 +78,7 @@ def learned():
     train = captures("train")
     vectors = encode_phrases(WordEncoder(), all_texts([s.meta for s in train + captures("val") + captures("test")]))
     banks = [bank([some.voxels for some in train], 6), bank([some.cells for some in train], 6)]
-    params = LanguageParams(steps=80, batch=12, dropout=0.0, centres=6)
+    params = LanguageParams(steps=80, batch=12, dropout=0.0, feature_dropout=0.0, centres=6)
     return train_text_map(banks, [some.meta["captions"] for some in train], vectors, params, seed=0), vectors
 
 
@@ -131,7 +134,7 @@ def test_training_finds_new_captures_and_their_parts(learned):
 
 def test_training_is_deterministic_and_leaves_the_global_generator_alone():
     train = captures("train")[:6]
-    vectors = encode_phrases(WordEncoder(), [text for some in train for text in some.meta["captions"]])
+    vectors = encode_phrases(WordEncoder(), all_texts([some.meta for some in train]))
     banks, said = [bank([some.voxels for some in train], 3)], [some.meta["captions"] for some in train]
     state = torch.get_rng_state()
     one, two = (train_text_map(banks, said, vectors, LanguageParams(steps=3), seed=1) for _ in range(2))
@@ -223,11 +226,31 @@ def test_captions_alone_are_enough_to_ask_with(learned):
 
 
 def test_colours_stand_beside_features():
-    red, green, dark = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 0]])
-    told = with_colour(torch.tensor([[3.0, 0], [3, 0], [0, 1], [3, 0]]), torch.stack([red, green, red, dark]))
+    red, green, orange = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 0.2, 0]])
+    told = with_colour(torch.tensor([[3.0, 0], [3, 0], [0, 1], [3, 0]]), torch.stack([red, green, red, orange]))
     torch.testing.assert_close(told.norm(dim=1), torch.ones(4))
-    # cosine of features and of colours, in equal shares; a channel that goes all the way counts -1 of 3, none +1
-    torch.testing.assert_close(told[0] @ told.T, torch.tensor([1.0, (1 - 1 / 3) / 2, 0.5, (1 + 1 / 3) / 2]))
+    same, other, feature, near = (told[0] @ told.T).tolist()  # cosine of features and of colours, in equal shares
+    assert same == pytest.approx(1) and feature == pytest.approx(0.5)
+    assert other == pytest.approx(0.5, abs=0.1) and 0.75 < near < 0.99  # of colours without likeness about 0
+
+
+def test_likeness_of_colours_is_about_a_gaussian():
+    colours = torch.rand(400, 3, generator=torch.Generator().manual_seed(0))
+    told = with_colour(torch.zeros(400, 1), colours) * 2**0.5
+    apart = (oklab(colours) / torch.tensor(COLOUR_WIDTHS))[:, None] - (oklab(colours) / torch.tensor(COLOUR_WIDTHS))
+    wanted = torch.exp(-apart.square().sum(-1) / 2)
+    assert (told @ told.T - wanted).abs().mean() < 0.1 and (told @ told.T - wanted)[wanted > 0.7].abs().max() < 0.1
+
+
+def test_oklab_agrees_with_published_values():
+    colours = torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])  # of Ottosson's text
+    wanted = [[1, 0, 0], [0.628, 0.225, 0.126], [0.866, -0.234, 0.179], [0.452, -0.032, -0.312], [0, 0, 0]]
+    torch.testing.assert_close(oklab(colours), torch.tensor(wanted), rtol=0, atol=1e-3)
+
+
+def test_words_belong_to_the_captures_that_have_them():
+    captions = [["a red chair", "a chair with two Legs"], ["a chair"], ["a blue chair: two legs"]]
+    assert vocabulary(captions) == {"blue": {2}, "legs": {0, 2}, "red": {0}, "two": {0, 2}, "with": {0}}
 
 
 def test_a_capture_is_described_by_its_frozen_features():

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from condense import repositoryfiles as files
 from condense.cameras import Cameras, look_at
 from condense.keypoints import ImageKeyPoints, KeyPoints
-from condense.language import bank, encode_phrases, train_text_map, with_colour
+from condense.language import bank, encode_phrases, train_text_map, vocabulary, with_colour
 from condense.params import LanguageParams
 from condense.poses import pose_errors
 from condense.ranking import calibrate, coarse_similarity, local_similarity, margins, pool
@@ -333,7 +333,7 @@ def test_texts_find_scenes_by_their_key_points(tmp_path):
 
     encoder, kinds = WordEncoder(), [0, 1, 2, 3] * 5
     captions = [[f"number {kind}"] for kind in kinds]
-    vectors = encode_phrases(encoder, [text for some in captions for text in some])
+    vectors = encode_phrases(encoder, [*(text for some in captions for text in some), *vocabulary(captions)])
     some = [scene(kind, 50 + i) for i, kind in enumerate(kinds)]
     learned_from = [bank([with_colour(each.descriptors, each.colours) for each in some], 3)]
     text_map = train_text_map(learned_from, captions, vectors, LanguageParams(steps=40, batch=8, dropout=0.0), 0)

@@ -40,6 +40,7 @@ from condense.language import (
     score_texts,
     stand_out,
     train_text_map,
+    vocabulary,
     with_colour,
 )
 from condense.languagequeries import (
@@ -69,7 +70,8 @@ METHODS = ("condense", "condense_2d3d", "lift", "pooled_teacher", "colours")  # 
 def all_texts(metas: Sequence[dict[str, Any]]) -> list[str]:
     """Every text that training and the tests on these captures need, to be encoded once for all methods and seeds."""
     asked = [meta for meta in metas if meta.get("split") in ("val", "test")]
-    texts = [text for meta in metas if learns(meta) for text in meta["captions"]]
+    captions = [meta["captions"] for meta in metas if learns(meta)]
+    texts = [*(text for some in captions for text in some), *vocabulary(captions)]
     for split in ("val", "test"):
         some = [meta for meta in asked if meta["split"] == split]
         rooms = [meta for meta in some if furnished(meta)]
