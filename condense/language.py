@@ -63,12 +63,12 @@ def oklab(colour: Tensor) -> Tensor:
         [0.4122214708, 0.5363325363, 0.0514459929],
         [0.2119034982, 0.6806995451, 0.1073969566],
         [0.0883024619, 0.2817188376, 0.6299787005],
-    ])  # fmt: skip
+    ], device=colour.device)  # fmt: skip
     opponents = torch.tensor([
         [0.2104542553, 0.7936177850, -0.0040720468],
         [1.9779984951, -2.4285922050, 0.4505937099],
         [0.0259040371, 0.7827717662, -0.8086757660],
-    ])  # fmt: skip
+    ], device=colour.device)  # fmt: skip
     return (linear @ cones.T).clamp_min(0) ** (1 / 3) @ opponents.T
 
 
@@ -88,7 +88,7 @@ def with_colour(features: Tensor, colour: Tensor) -> Tensor:
         [N, D + SHADES] unit vectors.
     """
     normal = norm.ppf(qmc.Halton(3, scramble=False).random(SHADES // 2 + 1)[1:])  # the first is 0, and has no image
-    angle = oklab(colour) @ torch.from_numpy(normal / COLOUR_WIDTHS).float().T
+    angle = oklab(colour) @ torch.from_numpy(normal / COLOUR_WIDTHS).to(colour.device, torch.float32).T
     shades = torch.cat([angle.cos(), angle.sin()], dim=1) / (SHADES // 2) ** 0.5
     return torch.cat([normalize(features.float(), dim=1), shades], dim=1) / 2**0.5
 
@@ -148,32 +148,24 @@ class TextMap(nn.Module):
         dim: length of a feature.
         width: of the common spaces; hidden: of the layers before.
         seed: of the weights.
-        dropout: of sentence vectors and what is made of them, while training; feature_dropout: of features.
+        dropout: of sentence vectors, of features, and of what is made of them, while training.
     """
 
     reference: Tensor
 
     def __init__(
-        self,
-        text_dim: int,
-        dim: int,
-        width: int = 96,
-        hidden: int = 256,
-        seed: int = 0,
-        dropout: float = 0.2,
-        feature_dropout: float = 0.4,
+        self, text_dim: int, dim: int, width: int = 96, hidden: int = 256, seed: int = 0, dropout: float = 0.2
     ) -> None:
         super().__init__()
 
-        def two_layers(inputs: int, drop: float) -> nn.Sequential:
-            return nn.Sequential(
-                *(nn.Dropout(drop), nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(drop), nn.Linear(hidden, width))
-            )
+        def two_layers(inputs: int) -> nn.Sequential:
+            within = (nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width))
+            return nn.Sequential(nn.Dropout(dropout), *within)
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.text, self.text_whole = two_layers(text_dim, dropout), two_layers(text_dim, dropout)
-            self.local, self.whole = two_layers(dim, feature_dropout), two_layers(dim, feature_dropout)
+            self.text, self.text_whole = two_layers(text_dim), two_layers(text_dim)
+            self.local, self.whole = two_layers(dim), two_layers(dim)
             self.weight = nn.Linear(text_dim, 2)  # how much a phrase counts, locally and as a whole
         nn.init.zeros_(self.weight.weight)
         nn.init.zeros_(self.weight.bias)
@@ -260,8 +252,7 @@ def train_text_map(
         seed: of weights and draws.
     """
     count, dim = len(captions), banks[0].means.shape[1]
-    text_dim = next(iter(vectors.values())).shape[1]
-    text_map = TextMap(text_dim, dim, seed=seed, dropout=params.dropout, feature_dropout=params.feature_dropout).train()
+    text_map = TextMap(next(iter(vectors.values())).shape[1], dim, seed=seed, dropout=params.dropout).train()
     optimiser = torch.optim.AdamW(text_map.parameters(), params.lr, weight_decay=params.weight_decay)
     warm = max(1, params.steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(

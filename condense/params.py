@@ -266,8 +266,7 @@ class LanguageParams:
     batch: int = 48  # captures a step
     lr: float = 4e-3  # highest; rises for a tenth of the steps, then falls along a cosine
     weight_decay: float = 0.1
-    dropout: float = 0.2  # of sentence vectors and what is made of them
-    feature_dropout: float = 0.4  # of scenes' features and what is made of them
+    dropout: float = 0.2  # of sentence vectors, of scenes' features, and of what is made of them
     word_weight: float = 0.5  # of single words, which captions have them, against whole captions
     centres: int = 24  # that stand for all voxels, or cells, of a capture
 

@@ -78,7 +78,7 @@ def learned():
     train = captures("train")
     vectors = encode_phrases(WordEncoder(), all_texts([s.meta for s in train + captures("val") + captures("test")]))
     banks = [bank([some.voxels for some in train], 6), bank([some.cells for some in train], 6)]
-    params = LanguageParams(steps=80, batch=12, dropout=0.0, feature_dropout=0.0, centres=6)
+    params = LanguageParams(steps=80, batch=12, dropout=0.0, centres=6)
     return train_text_map(banks, [some.meta["captions"] for some in train], vectors, params, seed=0), vectors
 
 
