@@ -18,8 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-
-from condense.parallel import set_threads
+from threadpoolctl import ThreadpoolController
 
 
 class _SafeOps:
@@ -27,20 +26,17 @@ class _SafeOps:
 
     def __init__(self, table: Any) -> None:
         self._table = table
+        self._openmp = ThreadpoolController().select(user_api="openmp")  # once: it looks through all that is loaded
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._table, name)
 
     def scatter_add_cpu(self, out: Any, values: Any, rows: Any) -> None:
         """out[rows] += values, in place."""
-        threads = torch.get_num_threads()
-        if threads == 1:
+        if torch.get_num_threads() == 1:
             return self._table.scatter_add_cpu(out, values, rows)
-        set_threads(1)
-        try:
-            self._table.scatter_add_cpu(out, values, rows)
-        finally:
-            set_threads(threads)
+        with self._openmp.limit(limits=1):
+            return self._table.scatter_add_cpu(out, values, rows)
 
 
 def load_spconv() -> ModuleType:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import TOLERANCE
+from threadpoolctl import threadpool_info
 from torch import nn
 from torch.nn import functional
 
@@ -145,6 +146,7 @@ def test_threads_do_not_change_the_result(generator):
     try:
         # spconv's own scatter-add, not kept on one thread, fails within 60 runs
         worst = max(float((run() - one).abs().max()) for _ in range(60))
+        assert {library["num_threads"] for library in threadpool_info()} == {2}  # as they were
     finally:
         set_threads(1)
     assert worst < 1e-3
