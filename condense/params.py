@@ -17,6 +17,7 @@ class CapturesParams:
 
     folder: str = "data"  # relative to the run's folder, or absolute
     per_class: int = 0  # keep only so many instances of each class and split; 0 keeps all
+    classes: int = 0  # keep only so many classes of objects, of rooms, and of held-out objects; 0 keeps all
 
 
 @dataclass(frozen=True)

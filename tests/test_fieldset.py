@@ -67,5 +67,10 @@ def test_choices(capture):
     real = dataclasses.replace(capture, meta={}, name="fox")
     held = dataclasses.replace(capture, meta={**capture.meta, "heldout_class": True})
     assert choose([capture, capture, real, real], 1) == [capture, real]
+    other, room = (
+        dataclasses.replace(capture, meta={"split": "train", **meta})
+        for meta in ({"kind": "object", "class": "other"}, {"kind": "room", "class": "kitchen"})
+    )
+    assert choose([capture, other, real, held, room, capture], classes=1) == [capture, real, held, room, capture]
     assert for_training([held, real]) == [real]
     assert kind_of(capture) == "object" and kind_of(real) == "cutouts"
