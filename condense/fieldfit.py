@@ -16,7 +16,7 @@ from torch import Tensor
 
 from condense.captures.capture import Views
 from condense.field import Field, index_volume, interpolate, render_samples
-from condense.fieldrays import TrainingRays, choose_grid, refined, seen_voxels, training_rays, visual_hull
+from condense.fieldrays import TrainingRays, choose_grid, possible_voxels, refined, training_rays
 from condense.grid import Grid
 from condense.params import FieldsParams
 from condense.raymarch import Samples, felt_cells, pad_index, sample_cells, trilinear, trilinear_padded
@@ -112,7 +112,7 @@ def fit_field(views: Views, params: FieldsParams, seed: int, device: torch.devic
 def _occupied(field: Field | None, views: Views, grid: Grid, rays: TrainingRays) -> Tensor:
     """The voxels of a stage: what masks or images can see at first, later what the last stage found there."""
     if field is None:
-        return visual_hull(views, grid) if views.masks is not None else seen_voxels(views.cameras, grid)
+        return possible_voxels(views, grid)
     coarse = torch.zeros(field.grid.shape, dtype=torch.bool, device=field.density.device)
     coarse[tuple(field.coords[visible_voxels(field, rays)].long().unbind(1))] = True
     coarse = torch.nn.functional.max_pool3d(coarse[None, None].float(), 3, 1, 1)[0, 0] > 0  # and their neighbours
@@ -122,7 +122,7 @@ def _occupied(field: Field | None, views: Views, grid: Grid, rays: TrainingRays)
     ]
     where = [at.clamp_max(n - 1) for at, n in zip(where, coarse.shape, strict=True)]
     occupied = coarse[where[0]][:, where[1]][:, :, where[2]]
-    return occupied & visual_hull(views, grid) if views.masks is not None else occupied
+    return occupied & possible_voxels(views, grid) if views.masks is not None else occupied
 
 
 @torch.no_grad()

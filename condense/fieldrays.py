@@ -49,7 +49,7 @@ def choose_grid(views: Views, params: FieldsParams) -> Grid:
         low, high = focus - SPAN * distance.max(), focus + SPAN * distance.max()
         for _ in range(2):  # the second time around the first box
             grid = refined(box_grid(low, high), 32)
-            inside = visual_hull(views, grid).nonzero()
+            inside = possible_voxels(views, grid).nonzero()
             if not len(inside):
                 raise ValueError("no point is inside the masks of all views: check the masks and the camera poses")
             low, high = grid.to_world(inside.amin(0).float()), grid.to_world(inside.amax(0) + 1.0)
@@ -86,8 +86,18 @@ def look_point(cameras: Cameras) -> Tensor:
     return torch.linalg.solve(across.sum(0) + ridge, right + ridge @ mean)[:, 0].to(cameras.centres)
 
 
+def possible_voxels(views: Views, grid: Grid) -> Tensor:
+    """Bool of `grid.shape`: voxels that may hold something: `seen_voxels`, with masks those in the `visual_hull`."""
+    seen = seen_voxels(views.cameras, grid)
+    return seen if views.masks is None else seen & visual_hull(views, grid)
+
+
 def visual_hull(views: Views, grid: Grid) -> Tensor:
-    """Bool of `grid.shape`: voxels whose projection touches every mask (beyond an image, its border counts)."""
+    """Bool of `grid.shape`: voxels whose projection touches every mask.
+
+    Beyond an image there is nothing if its mask ends before the border. If the border cuts off what the mask covers, as
+    in a room, the image says nothing of what it does not show.
+    """
     assert views.masks is not None
     points = grid.to_world(voxel_centres(grid, views.cameras.K.device))
     number = torch.arange(len(points), device=points.device)
@@ -102,7 +112,10 @@ def visual_hull(views: Views, grid: Grid) -> Tensor:
         mask = torch.from_numpy(values).to(points)[None, None]
         touched = torch.nn.functional.max_pool2d(mask, 2 * k + 1, 1, k)[0, 0] > 0
         x, y = (image.clamp(-1e6, 1e6)).long().unbind(1)
-        number = number[touched[y.clamp(0, h - 1), x.clamp(0, w - 1)] & (depth > 0)]
+        possible = touched[y.clamp(0, h - 1), x.clamp(0, w - 1)] & (depth > 0)
+        if values[[0, -1]].any() or values[:, [0, -1]].any():
+            possible |= (x < 0) | (x >= w) | (y < 0) | (y >= h) | (depth <= 0)
+        number = number[possible]
     hull = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     hull[number] = True
     return hull.view(grid.shape)

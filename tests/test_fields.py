@@ -112,6 +112,24 @@ class TestSpace:
         hull = visual_hull(train, grid)
         assert hull[tuple(centre)] and hull.float().mean() < 0.95
 
+    def test_hull_of_what_the_border_cuts_off(self, box):
+        # the left half of one image is cut away: its mask ends at the border, and what lies beyond is not known
+        train, _, _ = box
+        grid, mask = Grid((-1.0,) * 3, 0.125, (16,) * 3), train.masks[0]
+        half = mask.shape[1] // 2
+        cameras = train.cameras
+        K, T, size = cameras.K[:1], cameras.T_world_from_camera[:1], cameras.sizes[:1]
+
+        def hull(start: int, mask: np.ndarray) -> torch.Tensor:
+            shifted, left = K - K.new_tensor([[0, 0, start], [0, 0, 0], [0, 0, 0]]), size - torch.tensor([start, 0])
+            image = train.images[0][:, start:]
+            return visual_hull(Views(("0",), [image], [mask], None, Cameras(shifted, T, left)), grid)
+
+        whole, cut = hull(0, mask), hull(half, mask[:, half:])
+        assert cut[whole].all() and cut.sum() > 1.2 * whole.sum()
+        ended = hull(half, np.pad(mask[:, half + 4 :], ((0, 0), (4, 0))))
+        assert ended.sum() < 0.8 * whole.sum()  # a mask that ends before the border carves beyond it
+
     def test_look_point(self):
         torch.testing.assert_close(look_point(ring(6, 8)), torch.zeros(3), rtol=0, atol=1e-5)
 
