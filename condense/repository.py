@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from condense import repositoryfiles as files
+from condense.colour import SHADES, with_colour
 from condense.keypoints import KeyPoints
-from condense.language import SHADES, Bank, TextMap, bank, rank_scenes, with_colour
+from condense.language import Bank, TextMap, bank, rank_scenes
 from condense.ranking import UNCALIBRATED, coarse_similarity, pool
 from condense.repositoryfiles import Index, Pack, Place
 from condense.scenequeries import SceneQueries
@@ -148,7 +149,7 @@ class SceneRepository(SceneQueries):
     ) -> list[tuple[str, float]]:
         """The scenes whose key points fit a text, best first: names and how far each stands out, in deviations.
 
-        Descriptors and colours are asked (`language.with_colour`).
+        Descriptors and colours are asked (`with_colour`).
 
         The first query after a change condenses every scene for texts, some milliseconds each.
 

@@ -6,15 +6,13 @@ import torch
 from torch.nn.functional import normalize
 from toys import toy_links
 
+from condense.colour import SHADES
 from condense.language import (
-    COLOUR_WIDTHS,
-    SHADES,
     TextMap,
     bank,
     encode_phrases,
     load_text_map,
     margin_threshold,
-    oklab,
     phrases,
     rank_scenes,
     save_text_map,
@@ -22,7 +20,6 @@ from condense.language import (
     stand_out,
     train_text_map,
     vocabulary,
-    with_colour,
 )
 from condense.languagefigures import Heat, heat_maps, ranked_scenes
 from condense.languagequeries import attribute_queries, caption_queries, count_queries, part_phrases, relation_queries
@@ -223,29 +220,6 @@ def test_captions_alone_are_enough_to_ask_with(learned):
     metrics = metric_file({"condense": [scores]}, {"condense": [name_voxels(text_map, test, {}, vectors)]})["condense"]
     assert metrics["scene_recall_at_1"]["mean"] > 0.5
     assert not {"grounding_miou", "attribute_map", "count_map", "class_zero_shot_acc"} & set(metrics)
-
-
-def test_colours_stand_beside_features():
-    red, green, orange = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 0.2, 0]])
-    told = with_colour(torch.tensor([[3.0, 0], [3, 0], [0, 1], [3, 0]]), torch.stack([red, green, red, orange]))
-    torch.testing.assert_close(told.norm(dim=1), torch.ones(4))
-    same, other, feature, near = (told[0] @ told.T).tolist()  # cosine of features and of colours, in equal shares
-    assert same == pytest.approx(1) and feature == pytest.approx(0.5)
-    assert other == pytest.approx(0.5, abs=0.1) and 0.75 < near < 0.99  # of colours without likeness about 0
-
-
-def test_likeness_of_colours_is_about_a_gaussian():
-    colours = torch.rand(400, 3, generator=torch.Generator().manual_seed(0))
-    told = with_colour(torch.zeros(400, 1), colours) * 2**0.5
-    apart = (oklab(colours) / torch.tensor(COLOUR_WIDTHS))[:, None] - (oklab(colours) / torch.tensor(COLOUR_WIDTHS))
-    wanted = torch.exp(-apart.square().sum(-1) / 2)
-    assert (told @ told.T - wanted).abs().mean() < 0.1 and (told @ told.T - wanted)[wanted > 0.7].abs().max() < 0.1
-
-
-def test_oklab_agrees_with_published_values():
-    colours = torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])  # of Ottosson's text
-    wanted = [[1, 0, 0], [0.628, 0.225, 0.126], [0.866, -0.234, 0.179], [0.452, -0.032, -0.312], [0, 0, 0]]
-    torch.testing.assert_close(oklab(colours), torch.tensor(wanted), rtol=0, atol=1e-3)
 
 
 def test_words_belong_to_the_captures_that_have_them():

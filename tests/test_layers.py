@@ -17,7 +17,7 @@ raymarch
 datasets
 keypoints
 poses ranking repositoryfiles text languagequeries
-posesearch geometrydescriptor alignment language
+posesearch geometrydescriptor alignment language colour
 posealign
 keptposes lookalikes
 verification

@@ -9,8 +9,9 @@ from torch.nn.functional import normalize
 
 from condense import repositoryfiles as files
 from condense.cameras import Cameras, look_at
+from condense.colour import with_colour
 from condense.keypoints import ImageKeyPoints, KeyPoints
-from condense.language import bank, encode_phrases, train_text_map, vocabulary, with_colour
+from condense.language import bank, encode_phrases, train_text_map, vocabulary
 from condense.params import LanguageParams
 from condense.poses import pose_errors
 from condense.ranking import calibrate, coarse_similarity, local_similarity, margins, pool

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from condense.language import with_colour
+from condense.colour import with_colour
 from condense.links import LinkedView, Links
 from condense.model import Model, ensemble, image_features, lifted_features, voxel_features
 
@@ -46,7 +46,7 @@ class Described:
         return replace(self, voxels=voxels, cells=cells, asked=tuple(asked))
 
     def coloured(self) -> Described:
-        """The same, with the colours beside the features (`language.with_colour`)."""
+        """The same, with the colours beside the features (`with_colour`)."""
         voxels, cells, asked = self.colours
         return replace(
             self,

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from condense.captures.capture import Capture
+from condense.colour import with_colour
 from condense.devices import open_device
 from condense.extraction import best_spread
 from condense.keypoints import KeyPoints, load_keypoints
@@ -41,7 +42,6 @@ from condense.language import (
     stand_out,
     train_text_map,
     vocabulary,
-    with_colour,
 )
 from condense.languagequeries import (
     Queries,
