@@ -126,17 +126,19 @@ class SceneRepository(SceneQueries):
         picture = self._entry(name).thumbnail
         return None if picture is None else np.asarray(Image.open(io.BytesIO(files.content(picture))).convert("RGB"))
 
-    def query_vector(self, vector: Tensor, top: int = 10) -> list[tuple[str, float]]:
+    def query_vector(self, vector: Tensor, top: int = 10, leave_out: Collection[str] = ()) -> list[tuple[str, float]]:
         """The scenes with pooled vectors nearest to `vector` [D], a sentence's for one, and their cosines.
 
-        Of several vectors [P, D], such as `pool` makes of a query's key points, the mean cosine counts.
+        Of several vectors [P, D], such as `pool` makes of a query's key points, the mean cosine counts. Scenes whose
+        names are in `leave_out` are no answers.
         """
         vector = normalize(self._checked(torch.atleast_2d(vector), "the vector"), dim=1)
         if not self._entries:
             return []
-        best, order = coarse_similarity(vector, self._pools()).topk(min(top, len(self)))
+        best, order = coarse_similarity(vector, self._pools()).topk(min(top + len(leave_out), len(self)))
         names = self.names
-        return [(names[place], value) for place, value in zip(order.tolist(), best.tolist(), strict=True)]
+        near = [(names[place], value) for place, value in zip(order.tolist(), best.tolist(), strict=True)]
+        return [(name, value) for name, value in near if name not in leave_out][:top]
 
     def query_text(
         self,

@@ -60,6 +60,7 @@ class SceneQueries(ABC):
         weight: float = 0.02,
         worst: float = 0.25,
         seed: int = 0,
+        leave_out: Collection[str] = (),
     ) -> list[Answer]:
         """The scenes that an image may show, best first; [] for an image with no key points.
 
@@ -77,13 +78,14 @@ class SceneQueries(ABC):
             worst: share of the key points that similarity goes by, those that a scene explains worst: near-duplicates
                 differ in a part. 1 takes all, for an image that shows much that its scene may lack.
             seed: of RANSAC.
+            leave_out: names that are no answer.
 
         Raises:
             ValueError: the descriptors do not fit, or K is no matrix of intrinsics.
         """
         verifier = in_image(keypoints, K, max_error, weight, seed)
         arguments = (keypoints.descriptors, keypoints.scores, verifier, shortlist, verify)
-        found = self._query("image", *arguments, most=weight, worst=worst)
+        found = self._query("image", *arguments, most=weight, worst=worst, leave_out=leave_out)
         if found:
             found[0] = polished(found[0], keypoints, self.scene(found[0].name), K, max_error)
         return found[:top]
@@ -101,6 +103,7 @@ class SceneQueries(ABC):
         worst: float = 0.25,
         seed: int = 0,
         kept: Path | None = None,
+        leave_out: Collection[str] = (),
     ) -> list[Answer]:
         """As `query_image`, verified by what the scenes look like: slower, and far surer of scene and pose.
 
@@ -121,13 +124,14 @@ class SceneQueries(ABC):
             worst: as of `query_image`.
             seed: of RANSAC.
             kept: folder that keeps poses of photographs with masks, for the next that asks the same.
+            leave_out: names that are no answer.
 
         Raises:
             ValueError: the descriptors do not fit.
         """
         verifier = in_rendering(keypoints, photograph, voxels, max_error, weight, seed, kept)
         arguments = (keypoints.descriptors, keypoints.scores, verifier, shortlist, verify)
-        return self._query("photograph", *arguments, most=weight, worst=worst)[:top]
+        return self._query("photograph", *arguments, most=weight, worst=worst, leave_out=leave_out)[:top]
 
     def query_scene(
         self,

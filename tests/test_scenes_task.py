@@ -85,7 +85,8 @@ def test_plans_search_what_they_should(files):
     captures = [files[f"toy_{i}"] for i in range(4)]
     test, validation = make_plans(captures, [files["again"]], [], ScenesParams(views=1))
     assert set(test.scenes) == {"toy_0", "toy_1", "toy_2"} and set(validation.scenes) == {"toy_3", "toy_2"}
-    assert [(q.scene, q.ending) for q in test.queries()] == [("toy_0", ""), ("toy_0", SAME_LIGHT), ("toy_3", UNKNOWN)]
+    asked = [(q.scene, q.ending, q.leave_out) for q in test.queries()]
+    assert asked == [("toy_0", "", ()), ("toy_0", SAME_LIGHT, ()), ("toy_0", UNKNOWN, ("toy_0",))]
     assert {q.scene for q in validation.queries()} == {"toy_3"}
     without, _ = make_plans(captures, [], [], ScenesParams(distractors=0))
     assert {q.scene for q in without.queries() if not q.ending} == {"toy_0", "toy_1"}
@@ -134,7 +135,7 @@ class TestMetrics:
             made("a", ["a", "b"], 0.9, errors=(1.0, 0.01)),
             made("a", ["b", "a"], 0.6),
             made("b", ["b"], 0.7, errors=(30.0, 0.3)),
-            made("c", ["a"], 0.65, UNKNOWN),
+            made("a", ["b"], 0.65, UNKNOWN),
         ]
         row = scene_metrics({"condense": [seed, seed]})["condense"]
         assert row["recall_at_1"]["mean"] == pytest.approx(0.75) and row["recall_at_1"]["n"] == 2
@@ -142,7 +143,7 @@ class TestMetrics:
         assert row["pose_success"]["mean"] == pytest.approx(0.25)
         assert row["median_rotation_deg"]["mean"] == pytest.approx(15.5)
         assert row["unknown_auroc"]["mean"] == pytest.approx((0.5 + 1) / 2)  # scene by scene: 1 of 2, then 1 of 1
-        assert row["brier"]["mean"] == pytest.approx(((0.1**2 + 0.6**2) / 2 + 0.3**2) / 2)
+        assert row["brier"]["mean"] == pytest.approx(((0.1**2 + 0.6**2 + 0.65**2) / 3 + 0.3**2) / 2)
         assert "recall_at_1" + SAME_LIGHT not in row
         without = scene_metrics(
             {"pooled_teacher": [[made("a", ["a"]), made("b", ["a"]), made("c", ["a"], 0.1, UNKNOWN)]]}
@@ -176,7 +177,9 @@ class TestJobs:
             256,
             512,
         }
-        assert [len(some) for some in found.values()] == [3, 3, 3] and all(len(o.names) == 3 for o in found["condense"])
+        assert [len(some) for some in found.values()] == [3, 3, 3]
+        assert [len(o.names) for o in found["condense"]] == [3, 3, 2]  # the last has to do without what it shows
+        assert all("toy_0" not in some[2].names for some in found.values())
         stamp = kept.stat().st_mtime_ns
         again, _ = model_outcomes(tmp_path / "model", kept, test, validation)
         assert kept.stat().st_mtime_ns == stamp

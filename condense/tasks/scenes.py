@@ -11,8 +11,8 @@ A query is one photograph under another light and before another background than
 - `pooled_teacher`: mean feature of the photograph against the mean over all training views, frozen network.
 - `sift_pnp`, `sift_rendered`: see `tasks.siftscenes`.
 
-Scores are calibrated on validation captures, in a repository of their own. Queries of captures that the repository
-lacks (`UNKNOWN`) tell how well the score says "none of these".
+Scores are calibrated on validation captures, in a repository of their own that lacks half of them. Queries asked once
+more without their scene and its near-duplicate (ending `UNKNOWN`) tell how well the score says "none of these".
 """
 
 from __future__ import annotations
@@ -58,12 +58,16 @@ Metrics = dict[str, dict[str, dict[str, float | int | None]]]
 
 @dataclass(frozen=True)
 class Asked:
-    """The first `views` test views of a links file as queries; `light`: under another light, on another background."""
+    """The first `views` test views of a links file as queries; `light`: under another light, on another background.
+
+    Scenes that the repository has, but whose names are in `leave_out`, are no answers.
+    """
 
     path: Path
     ending: str
     light: bool
     views: int
+    leave_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,9 @@ def make_plans(
     """The plans of test and of validation.
 
     Test: all test captures, their near-duplicates, and training captures as distractors; asked are the variants in
-    another light (without any: test views, relit), the same captures as they are, and validation captures, which are
-    not there. Validation: every other validation capture and the distractors; asked are all validation captures, relit.
+    another light (without any: test views, relit), the same captures as they are, and the former once more as if the
+    repository lacked what they show. Validation: every other validation capture and the distractors; asked are all
+    validation captures, relit.
 
     Args:
         links: files of captures; those without a split are test captures.
@@ -132,7 +137,13 @@ def make_plans(
     same = [path for path in by_split["test"] if metas[path][0] in bases]
     views = params.views
     asked = [Asked(path, "", False, views) for path in by_split["again"]] or [Asked(p, "", True, views) for p in same]
-    asked += [Asked(path, SAME_LIGHT, False, 1) for path in same] + [Asked(path, UNKNOWN, True, 1) for path in held]
+    twins = {metas[path][1]["base"]: metas[path][0] for path in by_split["twin"]}
+    shown = [metas[each.path][1].get("base", metas[each.path][0]) for each in asked]
+    unknown = [
+        dataclasses.replace(each, ending=UNKNOWN, leave_out=tuple({base: 0, twins.get(base, base): 0}))
+        for each, base in zip(asked, shown, strict=True)
+    ]
+    asked += [Asked(path, SAME_LIGHT, False, 1) for path in same] + unknown
 
     def named(paths: Sequence[Path]) -> dict[str, Path]:
         return {metas[path][0]: path for path in paths}
@@ -194,7 +205,8 @@ def queries_of(asked: Asked) -> list[Query]:
         T = T_base_from_here @ view.camera.T_world_from_camera
         camera = dataclasses.replace(view.camera, T_world_from_camera=T)
         image = _bytes(relit(view, rng, params)) if asked.light else view.image
-        found.append(Query(links.meta.get("base", links.name), image, view.mask, camera, asked.ending))
+        name = links.meta.get("base", links.name)
+        found.append(Query(name, image, view.mask, camera, asked.ending, asked.leave_out))
     return found
 
 
@@ -258,7 +270,8 @@ def key_point_outcomes(
     for query, image in zip(queries, images, strict=True):
         truth = truths.get(query.scene)
         outcomes[method].append(outcome(query, asked(repository, test, query, image), truth))
-        outcomes[f"{method}_keypoints"].append(outcome(query, repository.query_image(image, query.camera.K[0]), truth))
+        answers = repository.query_image(image, query.camera.K[0], leave_out=query.leave_out)
+        outcomes[f"{method}_keypoints"].append(outcome(query, answers, truth))
     plain = (scenes, test, queries, images)
     outcomes[f"{method}_shortlist"] = shortlist_outcomes(*plain)
     return outcomes, curve_outcomes(*plain)
@@ -267,7 +280,7 @@ def key_point_outcomes(
 def asked(repository: SceneRepository, plan: Plan, query: Query, image: ImageKeyPoints, top: int = 10) -> list[Answer]:
     """The answers to a query, whose key points are `image`; the scenes it may show are rendered."""
     photograph = Photograph(query.image, query.mask, query.camera.K[0])
-    return repository.query_photograph(image, photograph, plan.voxels, top, kept=plan.poses)
+    return repository.query_photograph(image, photograph, plan.voxels, top, kept=plan.poses, leave_out=query.leave_out)
 
 
 def rendered(plan: Plan, query: Query, answer: Answer) -> NDArray[np.float32] | None:
@@ -313,8 +326,9 @@ def shortlist_outcomes(
     repository = repository_of(scenes, plan)
     found = []
     for query, image in zip(queries, images, strict=True):
-        near = repository.query_vector(pool(normalize(image.descriptors, dim=1), image.scores, PARTS))
-        found.append(Outcome(query.scene, query.ending, [name for name, _ in near], near[0][1]))
+        vectors = pool(normalize(image.descriptors, dim=1), image.scores, PARTS)
+        near = repository.query_vector(vectors, leave_out=query.leave_out)
+        found.append(Outcome(query.scene, query.ending, [name for name, _ in near], near[0][1] if near else 0.0))
     return found
 
 
@@ -337,8 +351,10 @@ def pooled_outcomes(describer: Lifted, plan: Plan) -> list[Outcome]:
         student = describer.model.dense.student
         cells = student(as_batch([query.image]).to(device_of(student))).cpu()  # [1, D, h, w]
         inside = adaptive_avg_pool2d(query.mask[None, None].float(), cells.shape[2:]).flatten() >= 127.5
-        best, order = (table @ normalize(cells[0].flatten(1).T[inside].mean(0), dim=0)).topk(min(10, len(names)))
-        found.append(Outcome(query.scene, query.ending, [names[i] for i in order.tolist()], float(best[0])))
+        cosines = table @ normalize(cells[0].flatten(1).T[inside].mean(0), dim=0)
+        order = [i for i in cosines.argsort(descending=True).tolist() if names[i] not in query.leave_out][:10]
+        best = float(cosines[order[0]]) if order else 0.0
+        found.append(Outcome(query.scene, query.ending, [names[i] for i in order], best))
     return found
 
 

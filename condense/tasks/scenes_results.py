@@ -37,6 +37,7 @@ class Query:
         mask: [H, W] uint8, 255 = object.
         camera: its camera in the frame of that scene.
         ending: of the metrics it counts for.
+        leave_out: names of scenes that are no answer.
     """
 
     scene: str
@@ -44,6 +45,7 @@ class Query:
     mask: Tensor
     camera: Cameras
     ending: str
+    leave_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -180,14 +182,18 @@ def scene_metrics(outcomes: Mapping[str, Sequence[Sequence[Outcome]]]) -> Metric
 
 
 def _of_scores(seeds: Sequence[Sequence[Outcome]]) -> dict[str, Any]:
-    """How well scores tell known scenes from unknown (area under the ROC curve) and right from wrong (Brier score)."""
+    """How well scores tell known scenes from unknown (area under the ROC curve) and right from wrong (Brier score).
+
+    Half of the queries of the latter are of unknown scenes, as of those that calibrate.
+    """
     areas, brier = [], []
     for seed in seeds:
         known, unknown = [o for o in seed if not o.ending], np.array([o.score for o in seed if o.ending == UNKNOWN])
         if not len(unknown) or not known:
             return {}
+        every = [o for o in seed if o.ending in ("", UNKNOWN)]
         areas.append(_by_scene(known, [(unknown < o.score).mean() + (unknown == o.score).mean() / 2 for o in known]))
-        brier.append(_by_scene(known, [(o.score - o.right) ** 2 for o in known]))
+        brier.append(_by_scene(every, [(o.score - o.right) ** 2 for o in every]))
     return {"unknown_auroc": interval(areas), "brier": interval(brier)}
 
 
@@ -208,14 +214,14 @@ def recall_curve(seeds: Sequence[Mapping[int, Sequence[Outcome]]]) -> list[tuple
 
 
 def reliability(outcomes: Sequence[Outcome], bins: int = 8) -> list[tuple[float, float, int]]:
-    """(mean score, share of right answers, answers) by score, in bins of equally many; without unknown scenes.
+    """(mean score, share of right answers, answers) by score, in bins of equally many; unknown scenes are among them.
 
-    See Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
+    Queries in the light of the capture are not. See Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
-    known = sorted((o for o in outcomes if o.ending != UNKNOWN), key=lambda o: o.score)
-    groups = [g for g in np.array_split(np.arange(len(known)), min(bins, max(1, len(known)))) if len(g)]
+    asked = sorted((o for o in outcomes if o.ending in ("", UNKNOWN)), key=lambda o: o.score)
+    groups = [g for g in np.array_split(np.arange(len(asked)), min(bins, max(1, len(asked)))) if len(g)]
     return [
-        (float(np.mean([known[i].score for i in g])), float(np.mean([known[i].right for i in g])), len(g))
+        (float(np.mean([asked[i].score for i in g])), float(np.mean([asked[i].right for i in g])), len(g))
         for g in groups
     ]
 

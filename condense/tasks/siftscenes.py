@@ -103,6 +103,8 @@ def sift_scene(path: Path, sift: Sift) -> KeyPoints:
 
 def voted(image: ImageKeyPoints, scenes: Sequence[KeyPoints], ratio: float) -> tuple[NDArray[np.float64], list[Tensor]]:
     """[S] the share of an image's key points that vote for each scene, and the rows of its points that are nearest."""
+    if not scenes:
+        return np.zeros(0), []
     best, rows = [], []
     for scene in scenes:
         cosine = scene.descriptors @ image.descriptors.T  # [N, Q]; large, so one scene's at a time
@@ -170,8 +172,9 @@ def sift_outcomes(kept: Path, plan: Plan, sift: Sift | None = None, ratio: float
         image, K = sift(query.image, query.mask), query.camera.K[0]
         photograph = Photograph(query.image, query.mask, K)
         rendering = in_rendering(image, photograph, plan.voxels, MAX_ERROR, RENDERED_WEIGHT, 0, plan.poses)
-        votes, rows = voted(image, list(scenes.values()), ratio)
+        there = {name: scene for name, scene in scenes.items() if name not in query.leave_out}
+        votes, rows = voted(image, list(there.values()), ratio)
         for method, verifier in (("sift_pnp", by_pnp(image, K)), ("sift_rendered", rendering)):
-            best = sift_answers(image, scenes, votes, rows, verifier)[:10] if len(image) else []
+            best = sift_answers(image, there, votes, rows, verifier)[:10] if len(image) else []
             found[method].append(outcome(query, best, truths.get(query.scene)))
     return found
