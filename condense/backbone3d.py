@@ -71,7 +71,7 @@ class SparseUNet(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int = 5, channels: Sequence[int] = CHANNELS, out_channels: int = 64, seed: int = 0
+        self, in_channels: int = 7, channels: Sequence[int] = CHANNELS, out_channels: int = 64, seed: int = 0
     ) -> None:
         super().__init__()
         spconv = load_spconv()

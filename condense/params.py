@@ -112,7 +112,7 @@ class PretrainParams:
     depth_weight: float = 1.0
     background: float = 0.25  # weight of cells behind the capture in the prior term
     detach_render: bool = False  # keep the agreement's gradient out of the 3D network
-    net3d_lr: float = 3e-3
+    net3d_lr: float = 2e-2  # of Muon for matrices and kernels, of AdamW for vectors
     student_lr: float = 1e-3
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of each network's gradient
@@ -134,7 +134,7 @@ class PretrainParams:
 class BaselineParams:
     """What another way of pre-training has of its own; all else is as in `PretrainParams`."""
 
-    net3d_lr: float = 3e-3
+    net3d_lr: float = 2e-2
     temperature: float = 0.1
     hide_colour: float = 0.3
 

@@ -29,6 +29,7 @@ from condense.links import Links, load_links
 from condense.linkset import LinkedCaptures
 from condense.losses import effective_rank
 from condense.model import Model, lifted_features, new_model, recalibrate, save_model
+from condense.muon import Muon, Together
 from condense.params import PretrainParams
 from condense.paths import write_atomically
 from condense.tuning import merged, prepare
@@ -68,22 +69,29 @@ def warmup_cosine(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def make_optimizer(model: Model, params: PretrainParams) -> torch.optim.AdamW:
-    """AdamW with a learning rate for each network; batch norms of a pre-trained student are not trained."""
-    groups = [
-        {"params": [p for p in model.student.parameters() if p.requires_grad], "lr": params.student_lr},
-        {"params": list(model.net3d.parameters()), "lr": params.net3d_lr},
-    ]
-    if model.decoder is not None:
-        groups.append({"params": list(model.decoder.parameters()), "lr": params.net3d_lr})
-    for group in groups:
+def make_optimizer(model: Model, params: PretrainParams) -> Together:
+    """Muon for the 3D network's kernels and matrices, AdamW for its vectors and the student.
+
+    Its 400 steps are far from where training ends, and with Muon it gets further in them: on VAL captures, linear
+    probes of parts 18.8 against 16.6 % mIoU (one seed). Batch norms of a pre-trained student are not trained.
+    """
+    own = [*model.net3d.parameters(), *([] if model.decoder is None else model.decoder.parameters())]
+    student = {"params": [p for p in model.student.parameters() if p.requires_grad], "lr": params.student_lr}
+    vectors = {"params": [p for p in own if p.ndim == 1], "lr": params.net3d_lr}
+    together = Together(
+        (
+            torch.optim.AdamW([student, vectors], weight_decay=params.weight_decay, foreach=True),
+            Muon([p for p in own if p.ndim > 1], params.net3d_lr, params.weight_decay),
+        )
+    )
+    for group in together.param_groups:
         group["base"] = group["lr"]
-    return torch.optim.AdamW(groups, weight_decay=params.weight_decay, foreach=True)
+    return together
 
 
 def train_step(
     model: Model,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Together,
     captures: Sequence[Links],
     params: PretrainParams,
     seed: int,
@@ -235,7 +243,7 @@ def _warn_of_collapse(row: dict[str, float], run: str) -> None:
 
 
 def save_checkpoint(
-    folder: Path, model: Model, optimizer: torch.optim.Optimizer, step: int, history: list[dict[str, float]]
+    folder: Path, model: Model, optimizer: Together | torch.optim.Optimizer, step: int, history: list[dict[str, float]]
 ) -> None:
     """Writes weights and optimiser state after `step` steps; the sidecar comes last and completes it."""
     path = folder / f"step_{step:06d}.safetensors"
@@ -251,7 +259,9 @@ def save_checkpoint(
             old.unlink()
 
 
-def load_checkpoint(folder: Path, model: Model, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict[str, float]]]:
+def load_checkpoint(
+    folder: Path, model: Model, optimizer: Together | torch.optim.Optimizer
+) -> tuple[int, list[dict[str, float]]]:
     """Restores the newest complete checkpoint in place; (0, []) where there is none."""
     sidecars = sorted(folder.glob("step_*.json"))
     if not sidecars:

@@ -39,7 +39,7 @@ PARAMS = PretrainParams(steps=4, warmup=1, generations=2, captures=2, views=2, c
 class PointNet(nn.Module):
     """In place of the sparse U-Net, whose kernels cannot be pretended: every voxel for itself."""
 
-    def __init__(self, in_channels=5, channels=(8,), out_channels=16, seed=0):
+    def __init__(self, in_channels=7, channels=(8,), out_channels=16, seed=0):
         super().__init__()
         self.channels, self.out_channels = tuple(channels), out_channels
         with torch.random.fork_rng(devices=[]):

@@ -161,6 +161,16 @@ def test_muon_steps_as_torch_does_in_bfloat16(generator):
         assert (mine - other).norm() < 0.02 * moved  # bfloat16 has three digits
 
 
+def test_muon_takes_a_kernel_as_a_matrix(generator):
+    kernel = nn.Parameter(torch.randn(8, 3, 3, 4, generator=generator))
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    kernel.grad = torch.randn(kernel.shape, generator=generator)
+    matrix.grad = kernel.grad.flatten(1).clone()
+    for weights in (kernel, matrix):
+        Muon([weights], lr=0.1).step()
+    assert torch.equal(kernel.flatten(1), matrix)
+
+
 def test_muon_makes_singular_values_near_one(generator):
     values = torch.linalg.svdvals(orthogonalised(torch.randn(12, 40, generator=generator)))
     assert values.min() > 0.6 and values.max() < 1.3

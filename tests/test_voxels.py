@@ -16,6 +16,7 @@ from condense.voxels import (
     random_turn,
     turn_coords,
     voxelise_points,
+    whereabouts,
 )
 
 
@@ -71,10 +72,26 @@ def test_batch_puts_the_scene_first_and_keeps_rows(generator):
     assert batch.coords[:, 0].tolist() == [0] * 9 + [1] * 5
     assert torch.equal(batch.coords[9:, 1:], scenes[1].coords)
     features = input_features(batch, visible=torch.arange(14) < 9)
-    assert features.shape == (14, 5) and (features[9:, :3] == 0).all() and (features[:, 3] == 1).all()
+    assert features.shape == (14, 7) and (features[9:, :3] == 0).all() and (features[:, 3] == 1).all()
     torch.testing.assert_close(features[:9, :3], 2 * scenes[0].colour - 1)
     with pytest.raises(ValueError, match="at least one"):
         batch_scenes([])
+
+
+def test_whereabouts_by_hand():
+    coords = torch.tensor([[2, 0, 3], [0, 0, 3], [1, 0, 7]], dtype=torch.int32)
+    tower = VoxelScene(coords, torch.ones(3), torch.ones(3, 3), Grid((0.0, 0.0, 0.0), 1.0, (9, 9, 9)))
+    other = dataclasses.replace(tower, coords=coords + 1)
+    found = whereabouts(batch_scenes([tower, other]))
+    torch.testing.assert_close(found[:, 0], torch.tensor([-1, -1, -0.75] * 2))
+    torch.testing.assert_close(found[:, 1], torch.tensor([-0.875, -0.875, -1] * 2))
+
+
+def test_whereabouts_do_not_change_when_a_scene_is_turned_or_mirrored(generator):
+    scene = make_scene(generator)
+    for quarters, mirror in itertools.product(range(4), (False, True)):
+        turned = whereabouts(batch_scenes([scene], [Turn(quarters * math.pi / 2, mirror)]))
+        torch.testing.assert_close(turned, whereabouts(batch_scenes([scene])))
 
 
 def test_turns_by_hand():
