@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -39,4 +39,35 @@ def method_bars(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]], panels: 
         axis.set(title=panels[name], xlabel="%", xlim=(0, 1.18 * most), yticks=range(len(methods)), yticklabels=methods)
         axis.spines[["top", "right"]].set_visible(False)
     axes.flat[0].invert_yaxis()
+    return figure
+
+
+Points = Sequence[tuple[float, float, float]]  # x, mean, half of its 95 % interval; fractions
+
+
+def interval_curves(panels: Mapping[str, Mapping[str, Points]], x_label: str, log: bool = False) -> Figure:
+    """One panel of lines a title, from 0 up, with 95 % intervals: {panel: {line: points}}, in percent.
+
+    A line of one name looks the same in all panels. One legend stands beside them, where there is more than one line.
+
+    Args:
+        panels: see above.
+        x_label: of all panels.
+        log: whether x is logarithmic.
+    """
+    columns = len(panels) if len(panels) <= 3 else 2
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), squeeze=False, layout="constrained")
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    drawn = {}
+    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=False):
+        for name, points in lines.items():
+            number = names.index(name)
+            x, mean, half = (np.array(part) for part in zip(*points, strict=True))
+            style = {"color": f"C{number}", "linestyle": "-" if number < 10 else "--"}
+            drawn[name] = axis.errorbar(x, 100 * mean, 100 * half, **style, elinewidth=0.8, capsize=2)
+        axis.set(title=title, xlabel=x_label, ylim=(0, None), xscale="log" if log else "linear")
+        axis.spines[["top", "right"]].set_visible(False)
+    if len(names) > 1:
+        figure.legend([drawn[name] for name in names], names, frameon=False, fontsize=8, loc="outside right center")
     return figure

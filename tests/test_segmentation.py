@@ -157,7 +157,7 @@ def test_from_features_to_the_page(task, tmp_path):
     assert class_table(confusions, [task])["class"].tolist() == ["up", "down"]
     panels = efficiency(metrics, [task])
     assert [list(panel) for panel in panels.values()] == [["colour_position", "condense"], ["condense"]]
-    assert list(panels["part, fine-tuned: mIoU [%]"]["condense"][0]) == [1, 10, 100]
+    assert [share for share, _, _ in panels["part, fine-tuned: mIoU [%]"]["condense"]] == [1, 10, 100]
     rows = coloured(task, shown(task, 2), results, ["condense"])
     assert [list(row[2]) for row in rows] == [["truth", "condense"]] * 2
     page = write_viewer(tmp_path / "voxels.html", [ColouredVoxels(*row) for row in rows], "Toys").read_text()

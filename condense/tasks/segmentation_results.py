@@ -67,11 +67,15 @@ def class_table(confusions: ByMethod, tasks: Sequence[Segmented]) -> pd.DataFram
 
 def efficiency(
     metrics: Mapping[str, Mapping[str, Any]], tasks: Sequence[Segmented]
-) -> dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]]:
-    """{benchmark: {method: (percent of labels, mIoU in percent)}} of probes and fine-tuning, for `figures.curves`."""
+) -> dict[str, dict[str, list[tuple[float, float, float]]]]:
+    """{benchmark: {method: (percent of labels, mIoU, half of its interval) of each share}}, probes and fine-tuning."""
+
+    def point(share: int, value: Mapping[str, Any]) -> tuple[float, float, float]:
+        return share, value["mean"], value["ci95"] or 0.0
+
     return {
         f"{task.name}, {title}: mIoU [%]": {
-            method: (list(SHARES), [100 * row[f"{task.name}_{kind}{end}_miou"]["mean"] for end in SHARES.values()])
+            method: [point(share, row[f"{task.name}_{kind}{end}_miou"]) for share, end in SHARES.items()]
             for method, row in metrics.items()
             if f"{task.name}_{kind}_miou" in row
         }
