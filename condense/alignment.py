@@ -134,9 +134,11 @@ def voted(a: KeyPoints, b: KeyPoints, cosine: Tensor, radius: float) -> list[Arr
     R = _turns()
     middle = a.positions.mean(0)
     shift = b.positions[j] - (a.positions[i] - middle) @ R.mT  # [TURNS, M, 3] where each match puts the middle of a
-    height = shift[0, :, 2]  # at every turn
-    p, q = ((height[:, None] - height).abs() < radius).nonzero().T  # no other two matches agree at any turn
-    u, v = a.positions[i[p]] - a.positions[i[q]], b.positions[j[p]] - b.positions[j[q]]
+    u, v = a.positions[i], b.positions[j]
+    rise = shift[0, :, 2]  # at every turn
+    stretch = _lengths(u) - _lengths(v)  # no turn changes either, so no other two matches agree at any:
+    p, q = (stretch.square() + (rise[:, None] - rise).square() < 1.001 * radius**2).nonzero().T
+    u, v = u[p] - u[q], v[p] - v[q]
     along, across = (u * v)[:, :2].sum(1), u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]
     apart = (u.square() + v.square()).sum(1) - 2 * (u * v)[:, 2] - 2 * (R[:, :2, 0] @ torch.stack([along, across]))
     vote = (1 - apart / radius**2).clamp_min(0)  # |v - R u|^2 = |u|^2 + |v|^2 - 2 v . R u
@@ -149,9 +151,15 @@ def voted(a: KeyPoints, b: KeyPoints, cosine: Tensor, radius: float) -> list[Arr
         T[:3, :3] = R[turn].double()
         T[:3, 3] = (shift[turn, agree].mean(0) - R[turn] @ middle).double()
         poses.append(T)
-        beside = (torch.arange(TURNS) - turn + 1) % TURNS <= 2  # this turn and its neighbours
-        votes[beside[:, None] & ((shift - shift[turn, match]).norm(dim=2) < 2 * radius)] = 0
+        beside = torch.arange(turn - 1, turn + 2) % TURNS  # this turn and its neighbours
+        near = (shift[beside] - shift[turn, match]).norm(dim=2) < 2 * radius
+        votes[beside] = votes[beside].masked_fill(near, 0)
     return poses
+
+
+def _lengths(points: Tensor) -> Tensor:
+    """[M, M] distances between points [M, 3], seen from above."""
+    return torch.cdist(points[:, :2], points[:, :2], compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _turns() -> Tensor:
