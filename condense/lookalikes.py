@@ -42,27 +42,31 @@ def standings(photograph: Photograph, shown: Sequence[Tensor], costs: Sequence[f
         shown: as of `laid_over`, of each.
         costs: as of `find_pose`, of each.
     """
-    seen = photograph.on(COMPARED).seen
+    truth = chromaticity(photograph.on(COMPARED).seen[1:])
+    unlike = [unlikeness(image, truth) for image in shown]
     worst = [2.0] * len(shown)
     for a, b in itertools.combinations(range(len(shown)), 2):
         less = (costs[b] - costs[a]) / max(costs[b] + costs[a], 1e-9)
-        stand = less + evidence(seen, shown[a], shown[b])
+        stand = less + evidence(unlike[a], unlike[b], torch.minimum(shown[a][0], shown[b][0]))
         worst[a], worst[b] = min(worst[a], stand), min(worst[b], -stand)
     return worst
 
 
-def evidence(seen: Tensor, first: Tensor, second: Tensor) -> float:
+def unlikeness(shown: Tensor, truth: Tensor) -> Tensor:
+    """[h, w] in [0, 1]: how badly a scene, [4, h, w] as of `laid_over`, explains the `chromaticity` [3, h, w] seen."""
+    square = (chromaticity(shown[1:]) - truth).square().sum(0)
+    return square / (square + COMPARED.outlier**2)
+
+
+def evidence(first: Tensor, second: Tensor, opacity: Tensor) -> float:
     """In [-1, 1]: how much better the first scene explains the place of the image at which the two differ most in that.
 
     Args:
-        seen: [4, h, w] the photograph's mask, and colours times the mask.
-        first: [4, h, w] as of `laid_over`.
-        second: likewise.
+        first: [h, w] its `unlikeness`.
+        second: [h, w] likewise.
+        opacity: [h, w] where both are there.
     """
-    truth, *both = (chromaticity(image[1:]) for image in (seen, first, second))
-    square = torch.stack([(one - truth).square().sum(0) for one in both])
-    cost = square / (square + COMPARED.outlier**2)
-    better = _mean_nearby((cost[1] - cost[0]) * torch.minimum(first[0], second[0]), PLACE)
+    better = _mean_nearby((second - first) * opacity, PLACE)
     return float(better.flatten()[better.abs().argmax()])
 
 
