@@ -167,6 +167,28 @@ def test_most_votes_are_right_though_most_matches_are_wrong(generator):
     assert len(poses) == 6 and all(np.abs(pose - T).max() > 0.05 for pose in poses[1:])
 
 
+def test_the_first_pose_is_that_of_votes_counted_one_by_one(generator):
+    unit = torch.nn.functional.normalize(torch.randn(2, 40, 16, generator=generator), dim=2)
+    zeros = torch.zeros(40, 3)
+    some = [KeyPoints(torch.rand(40, 3, generator=generator), zeros, zeros[:, 0], each, zeros) for each in unit]
+    cosine, radius = unit[0] @ unit[1].T, 0.3
+    ends = {(i, int(cosine[i].argmax())) for i in range(40)} | {(int(cosine[:, j].argmax()), j) for j in range(40)}
+    i, j = np.array(sorted(ends)).T
+    a, b = (points.positions.double().numpy() for points in some)
+    best, shifts = (-1.0, 0, 0), []
+    for turn in range(36):
+        R = rotation([0, 0, 1], 10 * turn)[:3, :3]
+        shifts.append(b[j] - (a[i] - a.mean(0)) @ R.T)
+        for match, shift in enumerate(shifts[-1]):
+            votes = np.clip(1 - ((shifts[-1] - shift) ** 2).sum(1) / radius**2, 0, None).sum()
+            best = max(best, (votes, turn, match))
+    _, turn, match = best
+    near = np.linalg.norm(shifts[turn] - shifts[turn][match], axis=1) < radius
+    first = voted(*some, cosine, radius)[0]
+    np.testing.assert_allclose(first[:3, :3], rotation([0, 0, 1], 10 * turn)[:3, :3], atol=1e-5)
+    np.testing.assert_allclose(carry(first, a.mean(0)), shifts[turn][near].mean(0), atol=1e-4)
+
+
 def test_two_parts_of_a_scene_are_laid_where_they_overlap():
     scene = lump()
     points, along = described(scene), scene.coords[:, 0] + 0.3 * scene.coords[:, 1]

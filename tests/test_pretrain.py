@@ -9,13 +9,14 @@ import torch
 from toys import tiny_teacher, toy_links
 
 from condense.backbone2d import save_backbone
+from condense.baselines import make_decoder
 from condense.batches import draw_batch, draw_recolour, recoloured
 from condense.joint import losses, total_loss
 from condense.links import load_links, save_links
 from condense.linkset import LinkedCaptures
 from condense.model import ensemble, lifted_features, load_model, new_model, save_model, student_cells, voxel_features
 from condense.params import PretrainParams
-from condense.pretrain import monitor, pretrain_seed, shared_out, warmup_cosine
+from condense.pretrain import make_optimizer, monitor, pretrain_seed, shared_out, warmup_cosine
 
 PARAMS = PretrainParams(
     steps=6, warmup=2, generations=1, captures=3, views=2, cells=64, log_every=2, checkpoint_every=3, net3d_lr=1e-2
@@ -178,6 +179,12 @@ class TestMonitor:
         teacher, paths = files
         pretrain_seed(tmp_path, paths, teacher, PARAMS, seed=0, stop=2)
         assert "collapse" in caplog.text
+
+
+def test_every_weight_is_trained_once():
+    model = new_model(tiny_teacher(), 0, make_decoder(tiny_teacher().dim, 0))
+    trained = [id(p) for group in make_optimizer(model, PARAMS).param_groups for p in group["params"]]
+    assert sorted(trained) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
 def test_learning_rate():

@@ -115,6 +115,10 @@ def test_vectors_find_scenes_without_key_points():
     names = [repository.query_vector(pool(s.descriptors, s.scores, 1)[0], 2)[0] for s in map(random_scene, range(8))]
     assert [name for name, _ in names] == repository.names
     assert names[0][1] == pytest.approx(1, abs=1e-3)
+    first = random_scene(0)
+    second = repository.query_vector(pool(first.descriptors, first.scores, 1)[0], 2)[1]
+    assert repository.query_vector(pool(first.descriptors, first.scores, 1)[0], 1, leave_out=[names[0][0]]) == [second]
+    assert repository.query_image(view_of(first)[0], K, 1, leave_out=[names[0][0]])[0].name != names[0][0]
 
 
 def test_pooling_by_hand():

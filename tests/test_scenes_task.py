@@ -222,6 +222,7 @@ class TestSift:
             torch.rand(5, 2, generator=generator) * 32, torch.ones(5), scenes["b"].descriptors[3:8], (32, 32)
         )
         votes, rows = voted(image, list(scenes.values()), 0.8)
+        assert voted(image, [], 0.8)[1] == []
         assert votes == pytest.approx([0, 1, 0], abs=0.01) and rows[1].tolist() == [3, 4, 5, 6, 7] and not len(rows[2])
         handed = {}
 
