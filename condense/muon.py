@@ -99,3 +99,17 @@ class Together:
         """The number of each optimiser's first parameter."""
         counts = [sum(len(group["params"]) for group in optimizer.param_groups) for optimizer in self.optimizers]
         return [sum(counts[:place]) for place in range(len(counts))]
+
+
+def by_shape(
+    parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, others: Sequence[dict[str, Any]] = ()
+) -> Together:
+    """Muon for kernels and matrices, AdamW for vectors, at one learning rate; `others` are more groups of AdamW's."""
+    own = list(parameters)
+    vectors = {"params": [p for p in own if p.ndim == 1], "lr": lr}
+    return Together(
+        (
+            torch.optim.AdamW([*others, vectors], weight_decay=weight_decay, foreach=True),
+            Muon([p for p in own if p.ndim > 1], lr, weight_decay),
+        )
+    )

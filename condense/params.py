@@ -244,7 +244,7 @@ class ClassificationParams:
 
     finetune_steps: int = 50
     finetune_batch: int = 4  # captures a step
-    finetune_lr: float = 1e-3
+    finetune_lr: float = 3e-3
 
 
 @dataclass(frozen=True)
@@ -255,8 +255,8 @@ class SegmentationParams:
     part_steps: int = 40
     part_batch: int = 8  # objects a step
     semantic_steps: int = 30
-    semantic_batch: int = 1  # rooms a step: a room is as large as seven objects
-    lr: float = 1e-3  # of fine-tuning
+    semantic_batch: int = 2  # rooms a step: a room is as large as seven objects
+    lr: float = 3e-2  # of fine-tuning
 
 
 @dataclass(frozen=True)

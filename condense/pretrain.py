@@ -29,7 +29,7 @@ from condense.links import Links, load_links
 from condense.linkset import LinkedCaptures
 from condense.losses import effective_rank
 from condense.model import Model, lifted_features, new_model, recalibrate, save_model
-from condense.muon import Muon, Together
+from condense.muon import Together, by_shape
 from condense.params import PretrainParams
 from condense.paths import write_atomically
 from condense.tuning import merged, prepare
@@ -77,13 +77,7 @@ def make_optimizer(model: Model, params: PretrainParams) -> Together:
     """
     own = [*model.net3d.parameters(), *([] if model.decoder is None else model.decoder.parameters())]
     student = {"params": [p for p in model.student.parameters() if p.requires_grad], "lr": params.student_lr}
-    vectors = {"params": [p for p in own if p.ndim == 1], "lr": params.net3d_lr}
-    together = Together(
-        (
-            torch.optim.AdamW([student, vectors], weight_decay=params.weight_decay, foreach=True),
-            Muon([p for p in own if p.ndim > 1], params.net3d_lr, params.weight_decay),
-        )
-    )
+    together = by_shape(own, params.net3d_lr, params.weight_decay, [student])
     for group in together.param_groups:
         group["base"] = group["lr"]
     return together

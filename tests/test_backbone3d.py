@@ -93,14 +93,12 @@ def dense_unet(model, x, mask):
 
     masks, skips = [mask], []
     x = torch.relu(dense_norm(model.stem_norm, same(model.stem, x, mask), mask))
-    for level, part in enumerate(model.encoder):
-        x = block(part, x, masks[level])
-        if level < len(model.down):
-            skips.append(x)
-            masks.append(functional.max_pool3d(masks[level], 2))
-            down = model.down[level]
-            x = functional.conv3d(x, dense_weight(down.conv.weight), stride=2)
-            x = torch.relu(dense_norm(down.norm, x, masks[-1]))
+    for down, part in zip(model.down, model.encoder, strict=True):
+        skips.append(x)
+        masks.append(functional.max_pool3d(masks[-1], 2))
+        x = functional.conv3d(x, dense_weight(down.conv.weight), stride=2)
+        x = torch.relu(dense_norm(down.norm, x, masks[-1]))
+        x = block(part, x, masks[-1])
     for level in reversed(range(len(model.up))):
         up = model.up[level]
         weight = up.conv.weight.permute(4, 0, 1, 2, 3)  # conv_transpose3d wants [in, out, kx, ky, kz]

@@ -37,7 +37,7 @@ def test_the_ways_that_are_timed_render_the_same(generator, monkeypatch):
 
 def test_matrix_products_count_every_pair_of_neighbours():
     scene = box_scene(2, boxes=1)
-    model = SparseUNet(channels=(4,), out_channels=3)
+    model = SparseUNet(channels=(4, 6), out_channels=3)
     products = matrix_products(model, batch_scenes([scene]))
     coords = scene.coords
     pairs = ((coords[:, None] - coords[None]).abs().amax(dim=2) <= 1).sum()  # a voxel is its own neighbour

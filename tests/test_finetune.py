@@ -4,7 +4,7 @@ import torch
 
 from condense.backbone3d import SparseUNet
 from condense.grid import Grid
-from condense.tasks.finetune import finetune, schedule
+from condense.tasks.finetune import FineTuned, finetune, frozen_features, schedule
 from condense.voxels import VoxelScene
 
 WIDTHS = (8, 12)  # of a small U-Net
@@ -73,6 +73,28 @@ def test_it_hangs_on_nothing_but_its_arguments():
 def test_fewer_scenes_than_a_batch_are_all_taken():
     model = tuned("scene", [torch.tensor(0), torch.tensor(1)], poles_and_plates(2), steps=1)
     assert len(model.predict(poles_and_plates(2))) == 2
+
+
+def test_frozen_features_at_hand_change_nothing():
+    """Each scene's own features, whatever scenes they were worked out with; scenes without a label leave theirs out."""
+    scenes = poles_and_plates(count=18)
+    targets = [(scene.coords[:, 2] >= 4).long() + 1 for scene in scenes]
+    targets[3] = torch.zeros_like(targets[3])
+    frozen = frozen_features(start(), scenes, "voxel")
+    assert [each.shape for each in frozen] == [(len(scene), 8) for scene in scenes]
+    how = {"classes": 3, "steps": 0, "batch": 6, "lr": 3e-3, "seed": 0, "level": "voxel"}
+    alone, given = (finetune(start(), scenes, targets, **how, frozen=known) for known in (None, frozen))
+    torch.testing.assert_close(given.centre, alone.centre)
+    torch.testing.assert_close(given.head.weight, alone.head.weight, rtol=0.05, atol=0.02)  # rows in another order
+
+
+def test_a_silent_feature_is_not_blown_up():
+    model = FineTuned(start(), 2, "voxel")
+    frozen = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    frozen[:, 0] *= 1e-4
+    model.start([frozen], [torch.arange(50) % 2])
+    assert model.spread[0] == pytest.approx(0.5 * float(frozen.std(0, unbiased=False).median()))
+    assert model.spread[1] == pytest.approx(float(frozen[:, 1].std(unbiased=False)))
 
 
 def test_the_learning_rate_rises_and_falls():

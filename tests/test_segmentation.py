@@ -146,7 +146,7 @@ def test_from_features_to_the_page(task, tmp_path):
     results = [probe("colour_position", "colour_position", task, 500, 0)]
     results.append(probe("condense", tmp_path / "seed_0", task, 500, 0))
     params = SegmentationParams(part_steps=2, part_batch=3, lr=1e-3)
-    results += [fine_tune("condense", tmp_path / "seed_0", task, params, 0, 1, setting) for setting in FINETUNED]
+    results.append(fine_tune("condense", tmp_path / "seed_0", task, params, 0, 1))
     confusions = stack_confusions(results)
     assert set(confusions["condense"]) == {*settings(task, 0), *(f"part_{setting}" for setting in FINETUNED)}
     assert confusions["condense"]["part_probe_1pct"].shape == (3, 2, 3, 3)

@@ -17,6 +17,7 @@ from condense.backbone3d import SparseUNet, recalibrate_batch_norm
 from condense.batches import draw_recolour, recoloured
 from condense.devices import device_of
 from condense.model import network_inputs
+from condense.muon import Together, by_shape
 from condense.tasks.descriptors import descriptors, length
 from condense.tasks.voxelprobe import minimise, rarity
 from condense.voxels import VoxelScene, batch_scenes, input_features, random_turn
@@ -26,6 +27,9 @@ LEVELS = ("scene", "voxel")
 RECOLOUR = 0.2  # strength of colour augmentation, as in pre-training
 WARMUP = 0.1  # share of the steps over which the learning rate rises
 WEIGHT_DECAY, CLIP = 0.01, 1.0
+LEAST_SPREAD = (
+    0.5  # of a feature's spread, as a share of the median's: one that was silent would drown all when it awakes
+)
 PROBE_STRENGTH = 1e-2  # regularisation of the probe that the linear layer starts as
 UNSEEN = 2.0  # how far below all others a class starts that the probe did not see
 START, CALIBRATE = 200, 48  # scenes that the linear layer starts from, and batch norm is calibrated on, at most
@@ -55,15 +59,10 @@ class FineTuned(nn.Module):
         self.register_buffer("spread", torch.ones(inputs))
         self.head = nn.Linear(inputs, classes)
 
-    def features(self, coords: Tensor, inputs: Tensor, shape: Sequence[int], scenes: int) -> Tensor:
-        """What the linear layer sees, not standardised: [scenes, `length`], or [N, D] of voxels."""
-        if self.level == "scene":
-            return descriptors(self.net3d, coords, inputs, shape, scenes)
-        return self.net3d(coords, inputs, shape, scenes)
-
     def forward(self, coords: Tensor, inputs: Tensor, shape: Sequence[int], scenes: int) -> Tensor:
         """Logits [scenes, classes], or [N, classes] of voxels; arguments as of `SparseUNet.forward`."""
-        return self.head((self.features(coords, inputs, shape, scenes) - self.centre) / self.spread)
+        seen = _features(self.net3d, self.level, coords, inputs, shape, scenes)
+        return self.head((seen - self.centre) / self.spread)
 
     @torch.no_grad()
     def calibrate(self, scenes: Sequence[VoxelScene]) -> None:
@@ -74,18 +73,20 @@ class FineTuned(nn.Module):
         self.eval()
 
     @torch.no_grad()
-    def start(self, scenes: Sequence[VoxelScene], targets: Sequence[Tensor]) -> None:
+    def start(self, frozen: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
         """Starts the linear layer as a probe of the features before training (Kumar et al., ICLR 2022).
 
         Else the noise of its first steps would spoil what the network brings along. The features' centre and
         spread are fixed, so that scale is no advantage.
+
+        Args:
+            frozen: of some scenes, as of `frozen_features`.
+            targets: of the same scenes.
         """
-        self.eval()
-        parts = (network_inputs(part, device_of(self)) for part in _parts(_some(scenes, START)))
-        features = torch.cat([self.features(*part).cpu() for part in parts])
-        target = torch.cat([each.reshape(-1) for each in _some(targets, START)])
+        features, target = torch.cat(list(frozen)), torch.cat([each.reshape(-1) for each in targets])
         self.centre.copy_(features.mean(0))
-        self.spread.copy_(features.std(0, unbiased=False).clamp_min(1e-3))
+        spread = features.std(0, unbiased=False)
+        self.spread.copy_(spread.clamp_min(LEAST_SPREAD * float(spread.median())).clamp_min(1e-3))
         rows = torch.nonzero(target)[:, 0] if self.level == "voxel" else torch.arange(len(target))
         kept = rows[np.random.default_rng(0).permutation(len(rows))[:START_ROWS]]
         x = (features[kept] - self.centre.cpu()) / self.spread.cpu()
@@ -106,6 +107,26 @@ class FineTuned(nn.Module):
             else:
                 result += logits.argmax(1).unbind()
         return result
+
+
+def _features(
+    net3d: SparseUNet, level: str, coords: Tensor, inputs: Tensor, shape: Sequence[int], scenes: int
+) -> Tensor:
+    """What the linear layer sees, not standardised: [scenes, `length`], or [N, D] of voxels."""
+    if level == "scene":
+        return descriptors(net3d, coords, inputs, shape, scenes)
+    return net3d(coords, inputs, shape, scenes)
+
+
+@torch.no_grad()
+def frozen_features(net3d: SparseUNet, scenes: Sequence[VoxelScene], level: str) -> list[Tensor]:
+    """What the linear layer sees of each scene before training, [1, `length`], or [N, D] of its voxels; on the CPU."""
+    net3d.eval()
+    found: list[Tensor] = []
+    for part in _parts(scenes):
+        features = _features(net3d, level, *network_inputs(part, device_of(net3d))).cpu()
+        found += features.split([1 if level == "scene" else len(scene) for scene in part])
+    return found
 
 
 def _some(values: Sequence[Value], most: int) -> Sequence[Value]:
@@ -131,11 +152,12 @@ def finetune(
     lr: float,
     seed: int,
     level: str,
+    frozen: Sequence[Tensor] | None = None,
 ) -> FineTuned:
     """Trains a copy of the whole network and a linear layer with cross-entropy; rare classes weigh more.
 
-    AdamW with a short warm-up and a cosine; scenes are turned and mildly recoloured, as in pre-training. The
-    same arguments give the same result: nothing reads a global generator.
+    Muon for matrices and kernels and AdamW for vectors, with a short warm-up and a cosine, and scenes turned and
+    mildly recoloured, as in pre-training. The same arguments give the same result: nothing reads a global generator.
 
     Args:
         net3d: where to start; is not changed.
@@ -147,6 +169,7 @@ def finetune(
         lr: highest learning rate.
         seed: of the order of scenes and of augmentation.
         level: "scene" or "voxel".
+        frozen: `frozen_features` of the scenes, where they are at hand already.
 
     Returns:
         The trained model, in evaluation mode, batch norm calibrated on `scenes`.
@@ -155,9 +178,14 @@ def finetune(
         ValueError: an unknown level, scenes and targets that do not match, or not one label.
     """
     model = FineTuned(copy.deepcopy(net3d), classes, level).to(device_of(net3d))
-    scenes, targets = _labelled(scenes, targets, level)
-    model.start(scenes, targets)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
+    rows = _labelled(scenes, targets, level)
+    scenes, targets = [scenes[i] for i in rows], [targets[i].long() for i in rows]
+    if frozen is not None:
+        model.start([frozen[i] for i in rows], targets)
+    else:
+        some = _some(range(len(rows)), START)
+        model.start(frozen_features(net3d, [scenes[i] for i in some], level), [targets[i] for i in some])
+    optimiser = by_shape(model.parameters(), lr, WEIGHT_DECAY)
     rare = _class_weights(targets, classes, level).to(device_of(model))
     rng = np.random.default_rng(seed)
     order: list[int] = []
@@ -166,7 +194,8 @@ def finetune(
         while len(order) < min(batch, len(scenes)):
             order += rng.permutation(len(scenes)).tolist()
         chosen, order = order[:batch], order[batch:]
-        optimiser.param_groups[0]["lr"] = lr * schedule(step, steps)
+        for group in optimiser.param_groups:
+            group["lr"] = lr * schedule(step, steps)
         _step(model, optimiser, [scenes[i] for i in chosen], [targets[i] for i in chosen], rare, rng)
     model.calibrate(scenes)
     return model
@@ -180,18 +209,16 @@ def schedule(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _labelled(
-    scenes: Sequence[VoxelScene], targets: Sequence[Tensor], level: str
-) -> tuple[list[VoxelScene], list[Tensor]]:
-    """The scenes that have a label at all, and their targets, checked."""
+def _labelled(scenes: Sequence[VoxelScene], targets: Sequence[Tensor], level: str) -> list[int]:
+    """The places of scenes that have a label at all; targets are checked."""
     for number, (scene, target) in enumerate(zip(scenes, targets, strict=True)):
         wanted = (len(scene),) if level == "voxel" else ()
         if tuple(target.shape) != wanted:
             raise ValueError(f"target {number} has shape {tuple(target.shape)}, not {wanted} as level {level!r} wants")
-    pairs = [(s, t) for s, t in zip(scenes, targets, strict=True) if level == "scene" or bool((t > 0).any())]
-    if not pairs:
+    rows = [place for place, target in enumerate(targets) if level == "scene" or bool((target > 0).any())]
+    if not rows:
         raise ValueError(f"none of {len(scenes)} scenes has a label")
-    return [scene for scene, _ in pairs], [target.long() for _, target in pairs]
+    return rows
 
 
 def _class_weights(targets: Sequence[Tensor], classes: int, level: str) -> Tensor:
@@ -204,7 +231,7 @@ def _class_weights(targets: Sequence[Tensor], classes: int, level: str) -> Tenso
 
 def _step(
     model: FineTuned,
-    optimiser: torch.optim.Optimizer,
+    optimiser: Together,
     scenes: Sequence[VoxelScene],
     targets: Sequence[Tensor],
     rare: Tensor,

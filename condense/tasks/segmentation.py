@@ -24,7 +24,7 @@ from condense.devices import open_device
 from condense.links import load_links
 from condense.metrics import confusion
 from condense.params import SegmentationParams
-from condense.tasks.finetune import finetune
+from condense.tasks.finetune import finetune, frozen_features
 from condense.tasks.pointclouds import FILE, SurfacePoints, read_points
 from condense.tasks.voxelfeatures import Source, features
 from condense.tasks.voxelprobe import Probe, fit_probe
@@ -235,11 +235,10 @@ def fine_tune(
     params: SegmentationParams,
     seed: int,
     draw: int,
-    setting: str,
     device: str = "cpu",
     evaluate: str = "test",
 ) -> Result:
-    """A network fine-tuned on a share of the labels. One job of `parallel_map`.
+    """A network fine-tuned on each share of the labels in FINETUNED. One job of `parallel_map`.
 
     Args:
         method: name of the network.
@@ -248,26 +247,35 @@ def fine_tune(
         params: steps, captures a step and learning rate.
         seed: of the labels, and of training.
         draw: which draw of labels.
-        setting: which share of them, of FINETUNED.
         device: of the network.
         evaluate: the split that is scored; "val" while tuning.
     """
-    scenes = {int(k): load_links(task.paths[k], ()).scene for split in ("train", evaluate) for k in task.rows(split)}
+    net3d = load_net3d(folder).to(open_device(device))
+    scenes, asked = ([load_links(task.paths[k], ()).scene for k in task.rows(split)] for split in ("train", evaluate))
+    frozen = frozen_features(net3d, scenes, "voxel")
+    confusions = {}
+    for setting, labelled in FINETUNED.items():
+        model = finetune(
+            net3d,
+            scenes,
+            _targets(task, draw_labels(task, labelled, seed, draw)),
+            len(task.names),
+            steps=params.part_steps if task.name == "part" else params.semantic_steps,
+            batch=params.part_batch if task.name == "part" else params.semantic_batch,
+            lr=params.lr,
+            seed=seed + draw,
+            level="voxel",
+            frozen=frozen,
+        )
+        confusions[f"{task.name}_{setting}"] = _confusions(task, evaluate, model.predict(asked))[None]
+    return Result(method, folder, task.name, confusions)
+
+
+def _targets(task: Segmented, drawn: Mapping[int, NDArray[np.int64]]) -> list[Tensor]:
+    """[N] int64 of each training capture: the label of its drawn voxels, 0 of all others."""
     targets = []
-    for k, some in draw_labels(task, FINETUNED[setting], seed, draw).items():
-        target = torch.zeros(len(task.labels[k]), dtype=torch.int64)
-        target[torch.from_numpy(some)] = torch.from_numpy(task.labels[k][some].astype(np.int64))
-        targets.append(target)
-    model = finetune(
-        load_net3d(folder).to(open_device(device)),
-        [scenes[int(k)] for k in task.rows("train")],
-        targets,
-        len(task.names),
-        steps=params.part_steps if task.name == "part" else params.semantic_steps,
-        batch=params.part_batch if task.name == "part" else params.semantic_batch,
-        lr=params.lr,
-        seed=seed + draw,
-        level="voxel",
-    )
-    counts = _confusions(task, evaluate, model.predict([scenes[int(k)] for k in task.rows(evaluate)]))
-    return Result(method, folder, task.name, {f"{task.name}_{setting}": counts[None]})
+    for k, rows in drawn.items():
+        target = np.zeros(len(task.labels[k]), np.int64)
+        target[rows] = task.labels[k][rows]
+        targets.append(torch.from_numpy(target))
+    return targets
