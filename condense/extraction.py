@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from condense.devices import device_of
-from condense.keypoints import ImageKeyPoints, KeyPoints, sample_map, spread_maxima, voxel_normals
+from condense.keypoints import ImageKeyPoints, KeyPoints, sample_map, soft_places, spread_maxima, voxel_normals
 from condense.links import LinkedView, as_batch
 from condense.model import voxel_features
 from condense.sparse import SparseModel, keypoint_score, view_weights
@@ -137,13 +137,13 @@ def detect_images(
     height, width = images[0].shape[:2]
     found = []
     for number, (score, features) in enumerate(zip(scores, descriptors, strict=True)):
-        rows, columns = score.shape
-        y, x = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
-        places = torch.stack([x, y], dim=-1).flatten(0, 1) * score.new_tensor([width / columns, height / rows])
-        inside = torch.ones(rows * columns, dtype=torch.bool)
+        cell = score.new_tensor([width / score.shape[1], height / score.shape[0]])
+        places = soft_places(score)[0].flatten(0, 1) * cell
+        inside = torch.ones(score.numel(), dtype=torch.bool)
         if masks is not None:
             inside = interpolate(masks[number][None, None].float(), score.shape, mode="area").flatten() >= 127.5
-        places, strength, described = places[inside], score.flatten()[inside], features.flatten(1).T[inside]
-        kept = spread_maxima(places, strength, count)
-        found.append(ImageKeyPoints(places[kept], strength[kept], described[kept], (width, height)))
+        places, strength = places[inside], score.flatten()[inside]
+        kept = spread_maxima(places, strength, count, robustness=1.0)  # maxima first
+        described = normalize(sample_map(features, places[kept], (width, height)), dim=1)
+        found.append(ImageKeyPoints(places[kept], strength[kept], described, (width, height)))
     return found

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import conv3d, grid_sample, normalize
+from torch.nn.functional import conv3d, grid_sample, max_pool2d, normalize, unfold
 
 from condense.datasets.ply import read_vertices
 from condense.paths import write_atomically
@@ -317,6 +317,26 @@ def voxel_normals(scene: VoxelScene, radius: int = 2) -> Tensor:
             (normals,) = torch.autograd.grad(scene.grid.from_world(centres), centres, normals)
     length = normals.norm(dim=1, keepdim=True)
     return torch.where(length > 1e-5 * length.max(), normals / length.clamp_min(1e-12), torch.zeros_like(normals))
+
+
+def soft_places(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Where key points of a score map are: finer than its cells at maxima, as in ALIKED (Zhao et al. 2023).
+
+    Args:
+        scores: [h, w], not negative.
+
+    Returns:
+        [h, w, 2] places (x, y) in cells, the top left one's centre at (0.5, 0.5): at a maximum of 3 x 3 cells their
+        mean place, weighted by the fourth power of the score; else the cell's centre. Differentiable in the scores.
+        And [h, w] bool, the maxima.
+    """
+    peaks = max_pool2d(scores[None], 3, 1, 1)[0] == scores
+    weights = unfold(scores[None, None], 3, padding=1)[0].clamp_min(1e-6) ** 4  # [9, h w]
+    step = torch.arange(-1.0, 2.0, device=scores.device).to(scores.dtype)
+    moved = (weights / weights.sum(0)).T @ torch.cartesian_prod(step, step).flip(1)
+    rows, columns = (torch.arange(n, device=scores.device) + 0.5 for n in scores.shape)
+    centres = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
+    return centres + moved.reshape(centres.shape) * peaks[..., None], peaks
 
 
 def sample_map(features: Tensor, xy: Tensor, size: tuple[int, int]) -> Tensor:

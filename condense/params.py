@@ -187,6 +187,7 @@ class SparseParams:
     match_weight: float = 4.0
     reliable_weight: float = 0.2
     distinct_weight: float = 0.2
+    follow_weight: float = 1.0
     lift_weight: float = 0.2
     dense_weight: float = 0.1
     cells: int = 512  # rows contrasted in the dense terms, as in `PretrainParams`

@@ -22,6 +22,7 @@ from condense.params import SparseParams
 from condense.rayoperator import RayOperator, stack_operators
 from condense.sparse import view_weights
 from condense.voxels import Turn, VoxelBatch, VoxelScene, batch_scenes, cell_means, random_turn
+from condense.warps import draw_map, warped
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class SparseBatch:
 
     Args:
         images: [captures V] each [3, H, W] float in [0, 1]; light and background changed.
+        copies: [captures] each capture's first image once more, in another light and before another background, under
+        warps: [captures, 2, 3], affine maps.
+        covers: [captures] each [H, W] in [0, 1], what of the first image shows the capture.
         inside: of each image, [h w] bool, the cells within its own mask; None for captures without a scene here.
         cells: (h, w) of each image's feature map.
         pixels: [S, V, 2] where each sampled voxel shows in its capture's views (x, y).
@@ -47,6 +51,9 @@ class SparseBatch:
     """
 
     images: list[Tensor]
+    copies: list[Tensor]
+    warps: Tensor
+    covers: list[Tensor]
     inside: list[Tensor]
     cells: list[tuple[int, int]]
     pixels: Tensor
@@ -63,10 +70,12 @@ class SparseBatch:
 
     def to(self, target: Any) -> SparseBatch:
         """The same batch on another device."""
-        moved = ("pixels", "weights", "owner", "places", "voxels", "visible", "operator", "samples", "twins")
+        moved = ("warps", "pixels", "weights", "owner", "places", "voxels", "visible", "operator", "samples", "twins")
         return dataclasses.replace(
             self,
             images=[image.to(target) for image in self.images],
+            copies=[image.to(target) for image in self.copies],
+            covers=[cover.to(target) for cover in self.covers],
             inside=[cells.to(target) for cells in self.inside],
             **{name: getattr(self, name).to(target) for name in (*moved, "target", "seen")},
         )
@@ -97,8 +106,13 @@ def draw_sparse(captures: Sequence[Links], params: SparseParams, seed: int, step
         parts.append((pixels, weights, owner, links.scene.coords[rows].float(), samples, twins))
     pixels, weights, owner, places, samples, twins = (torch.cat(part) for part in zip(*parts, strict=True))
     stacked = [stack_operators([v.operator for v in some], block_diagonal=False) for some in views[: len(solid)]]
+    images = [relit(view, rng, params) for some in views for view in some]
+    warps, firsts = [draw_map(rng) for _ in views], [some[0] for some in views]
     return SparseBatch(
-        images=[relit(view, rng, params) for some in views for view in some],
+        images=images,
+        copies=[warped(relit(view, rng, params), by, "border") for view, by in zip(firsts, warps, strict=True)],
+        warps=torch.stack(warps),
+        covers=[view.mask.float() / 255 for view in firsts],
         inside=[view.foreground for some in views for view in some],
         cells=[view.cells for some in views for view in some],
         pixels=pixels,

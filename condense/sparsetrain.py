@@ -8,6 +8,7 @@ Terms, of a pixel u of one view, the same place t carried to the voxels from the
   beside the object where there is a mask;
 - `distinct`: the second factor looks alike around u, t and v, and peaks: cosine similarity and peakiness of patches,
   as R2D2 (Revaud et al., NeurIPS 2019) has them between two images;
+- `follow`: the score follows an image under a known affine map, and its maxima do, between cells (see `warps`);
 - `lift`: 2D and 3D scores agree through the ray operator: voxels with the mean of the 2D scores that the operator's
   transpose carries to them, and rendered voxels with the 2D scores;
 - `dense`: agreement and voxel targets of dense pre-training, which keep the networks what they are.
@@ -43,6 +44,7 @@ from condense.paths import write_atomically
 from condense.pretrain import load_checkpoint, save_checkpoint, warmup_cosine
 from condense.sparse import SparseModel, keypoint_score, save_sparse
 from condense.sparsebatch import SparseBatch, draw_sparse
+from condense.warps import astray, repeatable_loss
 
 NEAR = 1.8  # voxels; samples closer than that do not repel each other
 PATCH, ANCHORS = 12, 16  # samples of a patch of the term "distinct", and patches of a capture
@@ -55,7 +57,8 @@ def sparse_losses(
     """The terms of one step, each a scalar; differentiable in the heads and in both networks."""
     features = batch_features(model.dense.net3d, batch.voxels, batch.visible)  # [N of both copies, D]
     described, voxel_logits = model.voxel_head(features)
-    maps = image_maps(model, batch.images)
+    maps = image_maps(model, [*batch.images, *batch.copies])
+    maps, copies = maps[: len(batch.images)], maps[len(batch.images) :]
     descriptors, logits = sampled(maps, batch)  # [S, V, D], [S, V, 2]
     near = too_near(batch)
     views_match, views_reliable, chance = between_views(descriptors, logits, batch, near, params.temperature)
@@ -89,6 +92,7 @@ def sparse_losses(
         + beside(maps, batch),
         "distinct": distinct_loss([values[patches] for values in distinct])
         + distinct_loss([values[solid_patches] for values in (*distinct, distinct3d)]),
+        "follow": follow_loss(maps, copies, batch),
         "lift": score_agreement(
             keypoint_score(voxel_logits[: batch.operator.voxels]), torch.cat(scores2d[:views]), batch
         ),
@@ -127,6 +131,17 @@ def between_views(
             chance[rows] += found
             asked[rows] += 1
     return torch.stack(matches).mean(), torch.stack(reliable).mean(), chance / asked.clamp_min(1)
+
+
+def follow_loss(maps: Maps, copies: Maps, batch: SparseBatch) -> Tensor:
+    """`repeatable_loss` and half of `astray` of each capture's first image and its copy, mean over captures."""
+    views = len(maps) // len(copies)
+    losses = []
+    for (_, _, first), (_, _, copy), by, cover in zip(maps[::views], copies, batch.warps, batch.covers, strict=True):
+        first, copy = first.sigmoid(), copy.sigmoid()
+        distinct, score = repeatable_loss(first[1], copy[1], by, cover), astray(first.prod(0), copy.prod(0), by, cover)
+        losses.append(distinct + score / 2)
+    return torch.stack(losses).mean()
 
 
 def _views_with_scene(batch: SparseBatch) -> int:

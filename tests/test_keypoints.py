@@ -15,6 +15,7 @@ from condense.keypoints import (
     load_keypoints,
     sample_map,
     save_keypoints,
+    soft_places,
     spread_maxima,
     stored_bytes,
     voxel_normals,
@@ -223,3 +224,13 @@ class TestSampleMap:
         features = torch.rand(2, 3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
         xy = (torch.rand(5, 2, generator=generator, dtype=torch.float64) * 6 + 1).requires_grad_()
         assert torch.autograd.gradcheck(lambda f, p: sample_map(f, p, (8, 8)), (features, xy))
+
+
+def test_maxima_lie_between_cells_and_all_else_at_their_centres():
+    scores = torch.zeros(6, 8)
+    scores[2, 3], scores[2, 4] = 1.0, 0.5**0.25  # the fourth powers weigh 1 and 1/2
+    places, peaks = soft_places(scores)
+    assert peaks[2, 3] and not peaks[2, 4]
+    torch.testing.assert_close(places[2, 3], torch.tensor([3.5 + 1 / 3, 2.5]))
+    torch.testing.assert_close(places[2, 4], torch.tensor([4.5, 2.5]))
+    torch.testing.assert_close(places[5, 0], torch.tensor([0.5, 5.5]))

@@ -37,6 +37,7 @@ links
 linkset
 model batches variantset
 sparse
+warps
 extraction sparsebatch viewpairs
 joint baselines ablations tuning
 pretrain

@@ -165,7 +165,7 @@ def test_patches_stay_within_a_scene_and_are_near(batch):
 def test_every_part_gets_a_gradient(model, batch):
     model.train()
     terms = sparse_losses(model, batch, SMALL, torch.Generator().manual_seed(0))
-    assert set(terms) == {"match", "reliable", "distinct", "lift", "dense"}
+    assert set(terms) == {"match", "reliable", "distinct", "follow", "lift", "dense"}
     assert all(getattr(SMALL, f"{name}_weight") > 0 for name in terms)
     torch.stack(list(terms.values())).sum().backward()
     for part in (model.dense.net3d, model.dense.student, model.image_head, model.voxel_head):

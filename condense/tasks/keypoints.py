@@ -146,7 +146,7 @@ def model_points(
     """Key points of a view by the model, for each count, and the model's descriptors at blind places."""
     (found,) = detect_images(model, [view.image], [view.mask], view.mask.numel())
     features = describe_images(model, [view.image])[0][0]
-    own = [found[spread_maxima(found.positions, found.scores, count)] for count in counts]
+    own = [found[spread_maxima(found.positions, found.scores, count, robustness=1.0)] for count in counts]
     return {"condense": own} | {
         name: [described(at, features, found.size) for at in places] for name, places in blind.items()
     }
