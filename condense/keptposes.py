@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from condense.paths import write_atomically
-from condense.posealign import LEVELS, Photograph, pose_by_mask
+from condense.posealign import LEVELS, Photograph, Renderers, pose_by_mask
 from condense.voxels import VoxelScene
 
 
-def kept_pose(photograph: Photograph, scene: VoxelScene, folder: Path | None) -> tuple[Tensor, float]:
+def kept_pose(photograph: Photograph, scene: Renderers, folder: Path | None) -> tuple[Tensor, float]:
     """`pose_by_mask`; what was found before is read from `folder` (None: nothing is kept).
 
     Files go by what is in the photograph and the scene, so a changed scene is searched again.
     """
     if folder is None:
         return pose_by_mask(photograph, scene)
-    path = folder / f"{_key(photograph, scene)}.json"
+    path = folder / f"{_key(photograph, scene.scene)}.json"
     if not path.is_file():
         T, cost = pose_by_mask(photograph, scene)
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from condense.posealign import Level, Photograph, Renderer, in_light
-from condense.voxels import VoxelScene
+from condense.posealign import Level, Photograph, Renderers, in_light
 
 COMPARED = Level(64, 1, 1, 0, 0.1)  # the grid of cells, and the difference from which a cell's counts little more
 NEARBY = 17  # cells across the neighbourhood whose mean chromaticity is taken off
@@ -25,11 +24,11 @@ DARK = 0.15  # brightness, the sum of RGB, below which chromaticity fades
 
 
 @torch.no_grad()
-def laid_over(photograph: Photograph, scene: VoxelScene, T_world_from_camera: Tensor) -> Tensor:
+def laid_over(photograph: Photograph, scene: Renderers, T_world_from_camera: Tensor) -> Tensor:
     """[4, h, w] opacity and colours of a scene from a pose [4, 4], on COMPARED's cells, in the photograph's light."""
     view = photograph.on(COMPARED)
     T = T_world_from_camera[None]
-    return in_light(Renderer(scene).render(T[:, :3, :3], T[:, :3, 3], view)[0], view)[0]
+    return in_light(scene.whole.render(T[:, :3, :3], T[:, :3, 3], view)[0], view)[0]
 
 
 def standings(photograph: Photograph, shown: Sequence[Tensor], costs: Sequence[float]) -> list[float]:

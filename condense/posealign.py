@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -174,6 +175,27 @@ class Renderer:
         return maps[:, :4], maps[:, 4:]
 
 
+class Renderers:
+    """A voxel scene's renderers, each made when it is first asked for: for many photographs of one scene.
+
+    Args:
+        scene: its voxels; the finer, the more precise a pose.
+    """
+
+    def __init__(self, scene: VoxelScene) -> None:
+        self.scene = scene
+
+    @cached_property
+    def whole(self) -> Renderer:
+        """At the scene's own resolution."""
+        return Renderer(self.scene)
+
+    @cached_property
+    def half(self) -> Renderer:
+        """At half of it."""
+        return Renderer(halved(self.scene))
+
+
 @dataclass
 class Tried:
     """B poses and what they look like.
@@ -203,28 +225,28 @@ class Tried:
 
 
 @torch.no_grad()
-def pose_by_mask(photograph: Photograph, scene: VoxelScene) -> tuple[Tensor, float]:
+def pose_by_mask(photograph: Photograph, scene: Renderers) -> tuple[Tensor, float]:
     """T_world_from_camera [4, 4] from which a scene looks most like a photograph with a mask, and what it costs.
 
     Upright cameras all round the scene are tried, framed as the mask is. See `find_pose`.
 
     Args:
         photograph: with a mask (`Photograph.cut_out`).
-        scene: its voxels; the finer, the more precise the pose.
+        scene: that it may show.
     """
     R = rotation_grid()
-    return find_pose(photograph, scene, R, framed(R, photograph, Renderer(halved(scene))))
+    return find_pose(photograph, scene, R, framed(R, photograph, scene.half))
 
 
 @torch.no_grad()
 def find_pose(
-    photograph: Photograph, scene: VoxelScene, R: Tensor, c: Tensor, levels: tuple[Level, ...] = LEVELS
+    photograph: Photograph, scene: Renderers, R: Tensor, c: Tensor, levels: tuple[Level, ...] = LEVELS
 ) -> tuple[Tensor, float]:
     """T_world_from_camera [4, 4] of the pose that looks most like the photograph, and what it costs (see `Tried`).
 
     Args:
         photograph: of the scene.
-        scene: its voxels.
+        scene: that it may show.
         R: [B, 3, 3]; c: [B, 3]: poses to start from.
         levels: from coarse to fine.
 
@@ -233,9 +255,8 @@ def find_pose(
     """
     if not len(R):
         raise ValueError("no pose to start from: give some, or a mask")
-    renderers = {size: Renderer(halved(scene) if size else scene) for size in {level.halved for level in levels}}
     for level in levels:
-        renderer, view = renderers[level.halved], photograph.on(level)
+        renderer, view = scene.half if level.halved else scene.whole, photograph.on(level)
         tried = look(R, c, renderer, view, level.outlier)
         tried = descend(tried[distinct(R, tried.cost, level.poses)], renderer, view, level)
         R, c = tried.R, tried.c

@@ -133,6 +133,22 @@ class SceneQueries(ABC):
         arguments = (keypoints.descriptors, keypoints.scores, verifier, shortlist, verify)
         return self._query("photograph", *arguments, most=weight, worst=worst, leave_out=leave_out)[:top]
 
+    def candidates(
+        self,
+        keypoints: ImageKeyPoints,
+        shortlist: int = 50,
+        verify: int = 5,
+        weight: float = 0.25,
+        worst: float = 0.25,
+        leave_out: Collection[str] = (),
+    ) -> list[str]:
+        """The scenes that `query_photograph` would render, best first; arguments and errors as there."""
+        if not len(keypoints):
+            return []
+        names, similarity, _ = self._compared(keypoints.descriptors, keypoints.scores, shortlist, worst, leave_out)
+        order = similarity.argsort(descending=True, stable=True)[:verify].tolist()
+        return [names[place] for place in order if similarity[place] + weight > similarity[order[0]]]
+
     def query_scene(
         self,
         keypoints: KeyPoints,
@@ -173,11 +189,9 @@ class SceneQueries(ABC):
         """The answers from the shortlist, in order; `most`: what geometry adds to a scene's rank at most."""
         if not len(descriptors):
             return []
-        query = normalize(self._checked(descriptors, "the query"), dim=1)
-        names = self._shortlist(query, scores, shortlist, leave_out)
+        names, similarity, cosines = self._compared(descriptors, scores, shortlist, worst, leave_out)
         if not names:
             return []
-        similarity, cosines = local_similarity(query, self._descriptors(names), worst)
         found: dict[int, Verified] = {}
         first = -np.inf
         for place in similarity.argsort(descending=True, stable=True)[:verify].tolist():
@@ -189,6 +203,16 @@ class SceneQueries(ABC):
             first = max(first, float(similarity[place]) + (one.bonus if one else 0.0))
         weights = self.calibration.get(kind, UNCALIBRATED)
         return answers(names, similarity.double().numpy(), found, verifier, weights)
+
+    def _compared(
+        self, descriptors: Tensor, scores: Tensor, shortlist: int, worst: float, leave_out: Collection[str]
+    ) -> tuple[list[str], Tensor, list[Tensor]]:
+        """The shortlist of a query's key points; how similar they are to each scene's, and the cosines of all pairs."""
+        query = normalize(self._checked(descriptors, "the query"), dim=1)
+        names = self._shortlist(query, scores, shortlist, leave_out)
+        if not names:
+            return [], query.new_zeros(0), []
+        return names, *local_similarity(query, self._descriptors(names), worst)
 
     def _checked(self, descriptors: Tensor, what: str) -> Tensor:
         if descriptors.ndim != 2 or descriptors.shape[1] != self.dim:

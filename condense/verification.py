@@ -15,7 +15,7 @@ from torch import Tensor
 from condense.keptposes import kept_pose
 from condense.keypoints import ImageKeyPoints, KeyPoints
 from condense.lookalikes import laid_over, standings
-from condense.posealign import Photograph, find_pose
+from condense.posealign import Photograph, Renderers, find_pose
 from condense.poses import image_pose, scene_pose
 from condense.posesearch import likely_poses, partners, polished_pose, problem, search_pose
 from condense.ranking import Answer, Matches, ranked
@@ -134,15 +134,15 @@ def in_rendering(
     """
 
     def posed(name: str, scene: KeyPoints, matches: Matches) -> Verified | None:
-        both = problem(keypoints, scene, photograph.K)
+        both, whole = problem(keypoints, scene, photograph.K), Renderers(voxels(name))
         if photograph.cut_out:
-            T, cost = kept_pose(photograph, voxels(name), kept)
+            T, cost = kept_pose(photograph, whole, kept)
         elif min(len(scene), len(keypoints)) >= 3:
             given = _by_pnp(keypoints, scene, matches, photograph.K, max_error, seed)
-            T, cost = find_pose(photograph, voxels(name), *likely_poses(both, given))
+            T, cost = find_pose(photograph, whole, *likely_poses(both, given))
         else:
             return None
-        shown = laid_over(photograph, voxels(name), T)
+        shown = laid_over(photograph, whole, T)
         return Verified(T.double().numpy(), partners(T, both, max_error), 1 - cost, 0.0, shown)
 
     def settled(found: Sequence[Verified]) -> list[float]:

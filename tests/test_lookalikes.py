@@ -5,7 +5,7 @@ import torch
 from test_posealign import camera, lopsided, photograph
 
 from condense.lookalikes import chromaticity, evidence, laid_over, standings, unlikeness
-from condense.posealign import LEVELS, Photograph, Renderer, find_pose, look
+from condense.posealign import LEVELS, Photograph, Renderer, Renderers, find_pose, look
 from condense.poses import pose_errors
 
 
@@ -49,7 +49,7 @@ def test_a_scene_stands_before_its_twin_in_another_light():
     scene, cameras = lopsided(), camera([1.7, 0.6, 0.8])
     shot = photograph(scene, cameras, gain=(0.8, 0.6, 0.5), offset=0.05)
     T = cameras.T_world_from_camera[0]
-    shown = [laid_over(shot, each, T) for each in (scene, twin())]
+    shown = [laid_over(shot, Renderers(each), T) for each in (scene, twin())]
     assert shown[0].shape == (4, 64, 64)
     stand = standings(shot, shown, [0.01, 0.01])
     assert stand[0] == pytest.approx(-stand[1]) and stand[0] > 0.4
@@ -68,6 +68,6 @@ def test_what_lies_beyond_an_uncut_photograph_does_not_pull_the_camera():
         assert float(true.cost) < 0.02
         assert (true.image[:, 0] == 1).all()
     start = camera([1.65, 0.65, 0.75]).T_world_from_camera
-    found, cost = find_pose(whole, scene, start[:, :3, :3], start[:, :3, 3], LEVELS[3:])
+    found, cost = find_pose(whole, Renderers(scene), start[:, :3, :3], start[:, :3, 3], LEVELS[3:])
     degrees, distance = pose_errors(found, T[0])
     assert degrees < 3 and distance < 0.1 and cost < 0.02

@@ -14,6 +14,7 @@ from condense.posealign import (
     Level,
     Photograph,
     Renderer,
+    Renderers,
     distinct,
     find_pose,
     framed,
@@ -120,20 +121,20 @@ def test_a_pose_nearby_is_put_right_in_any_light(light):
     off = torch.tensor([[0.08, -0.1, 0.06, 0.03, -0.02, 0.06]])
     R, c = moved(T[:, :3, :3], T[:, :3, 3], Renderer(scene).middle, off)
     levels = (Level(16, 2, 1, 20, 1.0, halved=True), FINE)
-    found, cost = find_pose(photograph(scene, cameras, *light), scene, R, c, levels)
+    found, cost = find_pose(photograph(scene, cameras, *light), Renderers(scene), R, c, levels)
     degrees, distance = pose_errors(found, T[0])
     assert degrees < 1 and distance < 0.03 and cost < 0.02
 
 
 def test_a_pose_is_found_without_any_start():
     scene, cameras = lopsided(), camera([-1.2, 1.3, 0.7])
-    found, cost = pose_by_mask(photograph(scene, cameras), scene)
+    found, cost = pose_by_mask(photograph(scene, cameras), Renderers(scene))
     degrees, distance = pose_errors(found, cameras.T_world_from_camera[0])
     assert degrees < 1 and distance < 0.03
     mirrored = VoxelScene(
         torch.cat([15 - scene.coords[:, :1], scene.coords[:, 1:]], 1), scene.density, scene.colour, scene.grid
     )
-    other = pose_by_mask(photograph(scene, cameras), mirrored)[1]
+    other = pose_by_mask(photograph(scene, cameras), Renderers(mirrored))[1]
     assert other > 2 * cost  # what looks nearly alike is told apart
 
 
@@ -203,7 +204,7 @@ def test_a_contracted_grid_is_rendered_too():
     contracted, cameras = dataclasses.replace(scene, grid=grid), camera([1.0, 0.6, 0.5])
     T, middle = cameras.T_world_from_camera, Renderer(contracted).middle
     R, c = moved(T[:, :3, :3], T[:, :3, 3], middle, torch.tensor([[0.05, -0.04, 0.03, 0.02, 0, 0.03]]))
-    found, _ = find_pose(photograph(contracted, cameras), contracted, R, c, (FINE,))
+    found, _ = find_pose(photograph(contracted, cameras), Renderers(contracted), R, c, (FINE,))
     assert pose_errors(found, T[0])[0] < 1
 
 
@@ -214,7 +215,7 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match=r"\(H, W, 3\)"):
         Photograph(image[:4], mask, K)
     with pytest.raises(ValueError, match="no pose to start from"):
-        find_pose(Photograph(image, mask + 255, K), lopsided(), torch.zeros(0, 3, 3), torch.zeros(0, 3))
+        find_pose(Photograph(image, mask + 255, K), Renderers(lopsided()), torch.zeros(0, 3, 3), torch.zeros(0, 3))
     assert not Photograph(image, mask + 255, K).cut_out and [level.side for level in LEVELS] == [12, 16, 32, 64, 16]
 
 
@@ -226,15 +227,15 @@ def test_poses_are_kept_by_what_photograph_and_scene_hold(tmp_path, monkeypatch)
         return torch.eye(4) / 3, 0.1 * len(calls)
 
     monkeypatch.setattr("condense.keptposes.pose_by_mask", search)
-    first = kept_pose(asked, scene, tmp_path / "poses")
-    again = kept_pose(asked, dataclasses.replace(scene), tmp_path / "poses")
+    first = kept_pose(asked, Renderers(scene), tmp_path / "poses")
+    again = kept_pose(asked, Renderers(dataclasses.replace(scene)), tmp_path / "poses")
     assert len(calls) == 1 and again[1] == first[1] and torch.equal(again[0], first[0])
     for other in (dataclasses.replace(scene, density=scene.density / 2), lopsided(1)):
-        kept_pose(asked, other, tmp_path / "poses")
-    kept_pose(dataclasses.replace(asked, image=255 - asked.image), scene, tmp_path / "poses")
-    kept_pose(dataclasses.replace(asked, K=2 * asked.K), scene, tmp_path / "poses")
+        kept_pose(asked, Renderers(other), tmp_path / "poses")
+    kept_pose(dataclasses.replace(asked, image=255 - asked.image), Renderers(scene), tmp_path / "poses")
+    kept_pose(dataclasses.replace(asked, K=2 * asked.K), Renderers(scene), tmp_path / "poses")
     assert len(calls) == 5 and len(list((tmp_path / "poses").iterdir())) == 5
-    kept_pose(asked, scene, None)
+    kept_pose(asked, Renderers(scene), None)
     assert len(calls) == 6
 
 

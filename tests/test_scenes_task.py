@@ -207,7 +207,8 @@ class TestSift:
         edge = float(scene.centres[:, 0].max()) + scene.grid.voxel_size / 2
         assert points[0].tolist() == pytest.approx([edge, 0, 0], abs=scene.grid.voxel_size)
 
-    def test_votes_go_to_the_scene_that_has_the_descriptors(self, generator):
+    def test_votes_go_to_the_scene_that_has_the_descriptors(self, generator, monkeypatch):
+        monkeypatch.setattr("condense.tasks.siftscenes.VERIFIED", 2)
         unit = torch.nn.functional.normalize
 
         def scene(descriptors):
@@ -221,21 +222,24 @@ class TestSift:
         image = ImageKeyPoints(
             torch.rand(5, 2, generator=generator) * 32, torch.ones(5), scenes["b"].descriptors[3:8], (32, 32)
         )
-        votes, rows = voted(image, list(scenes.values()), 0.8)
-        assert voted(image, [], 0.8)[1] == []
-        assert votes == pytest.approx([0, 1, 0], abs=0.01) and rows[1].tolist() == [3, 4, 5, 6, 7] and not len(rows[2])
+        found = voted(image, scenes, 0.8)
+        assert list(found.votes.values()) == pytest.approx([0, 1, 0], abs=0.01) and next(iter(found.nearest)) == "b"
+        assert found.nearest["b"].tolist() == [3, 4, 5, 6, 7] and set(found.nearest) == {"a", "b"}
+        assert voted(image, {}, 0.8).votes == {}
+        nothing = voted(image[:0], scenes, 0.8)
+        assert nothing.votes == {"a": 0, "b": 0, "empty": 0} and not nothing.nearest
         handed = {}
 
         def posed(name, near, matches):
             handed[name] = near
             return Verified(np.eye(4), matches[:2], 0.5, 0.25)
 
-        answers = sift_answers(image, scenes, votes, rows, Verifier(posed), 2)
+        answers = sift_answers(found, scenes, Verifier(posed))
         assert [answer.name for answer in answers] == ["b", "a", "empty"] and set(handed) == {"a", "b"}
         torch.testing.assert_close(handed["b"].positions, scenes["b"].positions[3:8])
         assert answers[0].inliers.tolist() == [[0, 3], [1, 4]] and answers[2].pose is None
         K = torch.tensor([[40.0, 0, 16], [0, 40, 16], [0, 0, 1]])
-        assert sift_answers(image, scenes, votes, rows, by_pnp(image, K), 2)[0].name == "b"
+        assert sift_answers(found, scenes, by_pnp(image, K))[0].name == "b"
 
     def test_key_points_keep_to_the_mask(self):
         rng = np.random.default_rng(0)

@@ -40,7 +40,7 @@ from condense.lookalikes import laid_over
 from condense.model import new_model
 from condense.params import ScenesParams, SparseParams
 from condense.pooling import rendered_scene
-from condense.posealign import Photograph
+from condense.posealign import Photograph, Renderers
 from condense.ranking import Answer, calibrate, pool
 from condense.repository import SceneRepository
 from condense.sparse import SparseModel, load_sparse
@@ -279,8 +279,13 @@ def key_point_outcomes(
 
 def asked(repository: SceneRepository, plan: Plan, query: Query, image: ImageKeyPoints, top: int = 10) -> list[Answer]:
     """The answers to a query, whose key points are `image`; the scenes it may show are rendered."""
-    photograph = Photograph(query.image, query.mask, query.camera.K[0])
+    photograph = photograph_of(query)
     return repository.query_photograph(image, photograph, plan.voxels, top, kept=plan.poses, leave_out=query.leave_out)
+
+
+def photograph_of(query: Query) -> Photograph:
+    """What a query shows."""
+    return Photograph(query.image, query.mask, query.camera.K[0])
 
 
 def rendered(plan: Plan, query: Query, answer: Answer) -> NDArray[np.float32] | None:
@@ -289,8 +294,8 @@ def rendered(plan: Plan, query: Query, answer: Answer) -> NDArray[np.float32] | 
     """
     if answer.pose is None:
         return None
-    photograph = Photograph(query.image, query.mask, query.camera.K[0])
-    shown = laid_over(photograph, plan.voxels(answer.name), torch.from_numpy(answer.pose).float())
+    T = torch.from_numpy(answer.pose).float()
+    shown = laid_over(photograph_of(query), Renderers(plan.voxels(answer.name)), T)
     return shown[1:].clamp(0, 1).permute(1, 2, 0).numpy()
 
 

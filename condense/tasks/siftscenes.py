@@ -9,13 +9,12 @@ look like (`sift_rendered`; see `SceneQueries.query_photograph`).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
@@ -27,7 +26,7 @@ from condense.posealign import Photograph
 from condense.poses import image_pose, mutual_matches
 from condense.ranking import UNCALIBRATED, Answer, Matches
 from condense.raymarch import accumulate, render_weights, sample_rays, trilinear
-from condense.tasks.scenes import Plan, truths_of
+from condense.tasks.scenes import Plan, photograph_of, truths_of
 from condense.tasks.scenes_results import Outcome, outcome
 from condense.verification import Verified, Verifier, answers, in_rendering
 from condense.voxels import VoxelScene, index_volume
@@ -101,12 +100,27 @@ def sift_scene(path: Path, sift: Sift) -> KeyPoints:
     return KeyPoints(positions, zeros, torch.ones(len(positions)), torch.cat(descriptors), zeros)
 
 
-def voted(image: ImageKeyPoints, scenes: Sequence[KeyPoints], ratio: float) -> tuple[NDArray[np.float64], list[Tensor]]:
-    """[S] the share of an image's key points that vote for each scene, and the rows of its points that are nearest."""
-    if not scenes:
-        return np.zeros(0), []
+@dataclass(frozen=True)
+class Voted:
+    """What an image's key points say of the scenes that it may show.
+
+    Args:
+        image: its key points.
+        votes: of each scene by name, the share of the key points that vote for it.
+        nearest: of the best VERIFIED scenes, best first, the rows of their points that are nearest to the image's.
+    """
+
+    image: ImageKeyPoints
+    votes: dict[str, float]
+    nearest: dict[str, Tensor]
+
+
+def voted(image: ImageKeyPoints, scenes: Mapping[str, KeyPoints], ratio: float) -> Voted:
+    """Which of some scenes an image's key points vote for."""
+    if not scenes or not len(image):
+        return Voted(image, dict.fromkeys(scenes, 0.0), {})
     best, rows = [], []
-    for scene in scenes:
+    for scene in scenes.values():
         cosine = scene.descriptors @ image.descriptors.T  # [N, Q]; large, so one scene's at a time
         best.append(cosine.amax(0) if len(scene) else cosine.new_full((len(image),), -1.0))
         rows.append(cosine.argmax(0).unique() if len(scene) else torch.zeros(0, dtype=torch.long))
@@ -114,28 +128,23 @@ def voted(image: ImageKeyPoints, scenes: Sequence[KeyPoints], ratio: float) -> t
     distance = (2 - 2 * cosines).clamp_min(0).sqrt()
     two = distance.topk(min(2, len(scenes)), dim=0, largest=False)
     clear = two.values[0] <= ratio * two.values[1] if len(scenes) > 1 else torch.ones(len(image), dtype=torch.bool)
-    votes = torch.bincount(two.indices[0][clear], minlength=len(scenes)).double() / max(1, len(image))
-    return (votes + 1e-3 * cosines.double().mean(1)).numpy(), rows  # the mean breaks ties
+    counts = torch.bincount(two.indices[0][clear], minlength=len(scenes)).double() / len(image)
+    votes, names = (counts + 1e-3 * cosines.double().mean(1)).numpy(), list(scenes)  # the mean breaks ties
+    first = np.argsort(-votes, kind="stable")[:VERIFIED]
+    return Voted(image, dict(zip(names, votes.tolist(), strict=True)), {names[i]: rows[i] for i in first})
 
 
-def sift_answers(
-    image: ImageKeyPoints,
-    scenes: Mapping[str, KeyPoints],
-    votes: NDArray[np.float64],
-    rows: Sequence[Tensor],
-    verifier: Verifier,
-    verify: int = VERIFIED,
-) -> list[Answer]:
-    """The scenes an image may show, best first; the first `verify` by votes are verified. See `voted`."""
-    names = list(scenes)
+def sift_answers(voted: Voted, scenes: Mapping[str, KeyPoints], verifier: Verifier) -> list[Answer]:
+    """The scenes an image may show, best first; the first by votes are verified."""
+    names = list(voted.votes)
     found: dict[int, Verified] = {}
-    for place in np.argsort(-votes, kind="stable")[:verify].tolist():
-        near = scenes[names[place]][rows[place]]
-        one = verifier.posed(names[place], near, mutual_matches(image.descriptors @ near.descriptors.T))
+    for name, rows in voted.nearest.items():
+        near = scenes[name][rows]
+        one = verifier.posed(name, near, mutual_matches(voted.image.descriptors @ near.descriptors.T))
         if one is not None:
-            own = np.stack([one.inliers[:, 0], rows[place].numpy()[one.inliers[:, 1]]], axis=1)
-            found[place] = dataclasses.replace(one, inliers=own)
-    return answers(names, votes, found, verifier, UNCALIBRATED)
+            own = np.stack([one.inliers[:, 0], rows.numpy()[one.inliers[:, 1]]], axis=1)
+            found[names.index(name)] = replace(one, inliers=own)
+    return answers(names, np.array(list(voted.votes.values())), found, verifier, UNCALIBRATED)
 
 
 def by_pnp(image: ImageKeyPoints, K: Tensor) -> Verifier:
@@ -153,8 +162,8 @@ def by_pnp(image: ImageKeyPoints, K: Tensor) -> Verifier:
     return Verifier(posed)
 
 
-def sift_outcomes(kept: Path, plan: Plan, sift: Sift | None = None, ratio: float = RATIO) -> dict[str, list[Outcome]]:
-    """All queries of a plan, by `sift_pnp` and `sift_rendered`. One job of `parallel_map`.
+def sift_votes(kept: Path, plan: Plan, sift: Sift | None = None, ratio: float = RATIO) -> list[Voted]:
+    """What the key points of each query of a plan vote for. One job of `parallel_map`.
 
     Args:
         kept: HDF5 file that keeps the scenes' key points.
@@ -165,16 +174,36 @@ def sift_outcomes(kept: Path, plan: Plan, sift: Sift | None = None, ratio: float
     sift = sift or Sift()
     if not kept.is_file():
         save_keypoints(kept, {name: sift_scene(path, sift) for name, path in plan.scenes.items()})
-    loaded, truths = load_keypoints(kept, list(plan.scenes)), truths_of(plan)
-    scenes = {name: scene for name, scene in loaded.items() if isinstance(scene, KeyPoints)}
-    found: dict[str, list[Outcome]] = {"sift_pnp": [], "sift_rendered": []}
+    scenes, found = _loaded(kept, plan), []
     for query in plan.queries():
-        image, K = sift(query.image, query.mask), query.camera.K[0]
-        photograph = Photograph(query.image, query.mask, K)
-        rendering = in_rendering(image, photograph, plan.voxels, MAX_ERROR, RENDERED_WEIGHT, 0, plan.poses)
         there = {name: scene for name, scene in scenes.items() if name not in query.leave_out}
-        votes, rows = voted(image, list(there.values()), ratio)
-        for method, verifier in (("sift_pnp", by_pnp(image, K)), ("sift_rendered", rendering)):
-            best = sift_answers(image, there, votes, rows, verifier)[:10] if len(image) else []
+        found.append(voted(sift(query.image, query.mask), there, ratio))
+    return found
+
+
+def sift_candidates(plan: Plan, votes: Sequence[Voted]) -> list[tuple[Photograph, str]]:
+    """The photographs and scenes that `sift_outcomes` renders."""
+    queries = zip(plan.queries(), votes, strict=True)
+    return [(photograph_of(query), name) for query, one in queries for name in one.nearest]
+
+
+def sift_outcomes(kept: Path, plan: Plan, votes: Sequence[Voted]) -> dict[str, list[Outcome]]:
+    """All queries of a plan, by `sift_pnp` and `sift_rendered`. One job of `parallel_map`. Arguments as `sift_votes`.
+
+    Args:
+        votes: of each query.
+    """
+    scenes, truths = _loaded(kept, plan), truths_of(plan)
+    found: dict[str, list[Outcome]] = {"sift_pnp": [], "sift_rendered": []}
+    for query, one in zip(plan.queries(), votes, strict=True):
+        photograph = photograph_of(query)
+        rendering = in_rendering(one.image, photograph, plan.voxels, MAX_ERROR, RENDERED_WEIGHT, 0, plan.poses)
+        for method, verifier in (("sift_pnp", by_pnp(one.image, photograph.K)), ("sift_rendered", rendering)):
+            best = sift_answers(one, scenes, verifier)[:10] if len(one.image) else []
             found[method].append(outcome(query, best, truths.get(query.scene)))
     return found
+
+
+def _loaded(kept: Path, plan: Plan) -> dict[str, KeyPoints]:
+    loaded = load_keypoints(kept, list(plan.scenes))
+    return {name: scene for name, scene in loaded.items() if isinstance(scene, KeyPoints)}
