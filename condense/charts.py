@@ -33,7 +33,7 @@ def method_bars(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]], panels: 
         errors = [100 * (value["ci95"] or 0.0) for _, value in values]
         colours = ["C0" if place == 0 else "#b8c4d0" for place in places]
         axis.barh(places, means, xerr=errors, color=colours, height=0.7, error_kw={"elinewidth": 1, "capsize": 2})
-        most = max(np.add(means, errors))
+        most = max(np.add(means, errors)) or 1.0  # an axis needs a width where all is 0
         for place, mean, error in zip(places, means, errors, strict=True):
             axis.text(mean + error + 0.02 * most, place, f"{mean:.1f}", va="center", fontsize=8)
         axis.set(title=panels[name], xlabel="%", xlim=(0, 1.18 * most), yticks=range(len(methods)), yticklabels=methods)

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from condense.notebooks import strip
+from condense.notebooks import kernel_options, run_notebook, strip
 from condense.parallel import _workers, parallel_calls, parallel_map
 from condense.params import Params, load_params, merge, parse
 from condense.paths import project_root, write_atomically
@@ -91,6 +91,22 @@ def test_a_few_long_jobs_end_together_on_two_cores(jobs, workers):
 
 def test_parallel_map_keeps_the_order():
     assert parallel_map(double, [(i,) for i in range(5)], 2, "doubling") == [0, 2, 4, 6, 8]
+
+
+def test_workers_are_made_ready_beside_the_notebook(tmp_path):
+    code = [
+        "from multiprocessing.forkserver import _forkserver as server",
+        "print('started', server._forkserver_pid is not None)",
+        "from condense.parallel import parallel_map",
+        "print(server._preload_modules, parallel_map(abs, [(-1,), (2,)], 2, 'numbers'))",
+    ]
+    notebook = new_notebook(cells=[new_code_cell("\n".join(code))], metadata={"language_info": {"name": "python"}})
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    text = run_notebook(tmp_path / "a.ipynb", tmp_path).read_text()
+    assert "started True" in text and "condense.parallel'" in text and "[1, 2]" in text
+    for other in ("print(1)", "%time from condense.parallel import parallel_map"):
+        nbformat.write(new_notebook(cells=[new_code_cell(other)]), tmp_path / "b.ipynb")
+        assert kernel_options(tmp_path / "b.ipynb") == []
 
 
 def test_strip_drops_run_times_and_keeps_results(tmp_path):
