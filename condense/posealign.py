@@ -162,17 +162,23 @@ class Renderer:
         origins = c[:, None].expand(-1, len(view.rays), -1).reshape(-1, 3)
         samples = sample_cells(origins, directions, self.scene.grid, self.felt, 1.0)
         voxel, corner = trilinear_padded(samples.position, self.padded)
-        weights = render_weights((corner * self.scene.density[voxel]).sum(1).relu(), samples)
-        kept = weights > FAINT
-        voxel, corner, ray = voxel[kept], corner[kept], samples.ray[kept]
+        weights = render_weights((corner * _rows(self.scene.density, voxel)).sum(1).relu(), samples)
+        kept = (weights > FAINT).nonzero()[:, 0]
+        ray, t = _rows(samples.ray, kept), _rows(samples.t, kept)
+        voxel, corner, weights = (_rows(each, kept) for each in (voxel, corner, weights))
         corner = corner / corner.sum(1, keepdim=True)
-        colour = torch.einsum("sk,skc->sc", corner, self.scene.colour[voxel])
-        depth = samples.t[kept] * view.rays[:, 2].repeat(len(R))[ray]
+        colour = torch.einsum("sk,skc->sc", corner, _rows(self.scene.colour, voxel))
+        depth = t * _rows(view.rays[:, 2].repeat(len(R)), ray)
         values = torch.cat([torch.ones_like(colour[:, :1]), colour, depth[:, None]], 1)
-        sums = values.new_zeros(len(origins), 5).index_add_(0, ray, weights[kept, None] * values)
+        sums = values.new_zeros(len(origins), 5).index_add_(0, ray, weights[:, None] * values)
         rows, columns = (n * view.level.subrays for n in view.seen.shape[1:])
         maps = sums.view(len(R), rows, columns, 5).permute(0, 3, 1, 2)
         return maps[:, :4], maps[:, 4:]
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """`values[index]`, twice as fast as indexing on a CPU."""
+    return values.index_select(0, index.reshape(-1)).view(*index.shape, *values.shape[1:])
 
 
 class Renderers:
