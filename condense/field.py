@@ -135,14 +135,14 @@ def render_samples(
     extinction = interpolate(density, voxel, weight)[:, 0].relu()
     weights = render_weights(extinction, samples)
     seen = (weights.detach() > VISIBLE).nonzero()[:, 0]
-    ray, corner = samples.ray[seen], weight[seen]
+    ray, corner = samples.ray.index_select(0, seen), weight.index_select(0, seen)
     corner = corner / corner.sum(1, keepdim=True).clamp_min(1e-6)  # colours: over the voxels present
-    value = interpolate(colour, voxel[seen], corner)  # [S', 3 K]
+    value = interpolate(colour, voxel.index_select(0, seen), corner)  # [S', 3 K]
     if (count := value.shape[1] // 3) > 1:
         value = (value.view(-1, 3, count) * harmonics(directions, count)[ray][:, None]).sum(-1)
     value = torch.cat([value, torch.ones_like(value[:, :1])], dim=1)
     light = torch.zeros(samples.rays, 4, dtype=value.dtype, device=value.device)
-    return light.index_add(0, ray, weights[seen, None] * value), weights
+    return light.index_add(0, ray, weights.index_select(0, seen)[:, None] * value), weights
 
 
 @torch.no_grad()

@@ -136,8 +136,8 @@ def visible_voxels(field: Field, rays: TrainingRays, limit: int = 100_000) -> Te
         voxel, weight = trilinear_padded(samples.position, padded)
         _, weights = render_samples(field.density, field.colour[:, :3], d, samples, voxel, weight)
         kept = (weights > HIDDEN).nonzero()[:, 0]
-        share = weight[kept] * weights[kept, None]
-        best.scatter_reduce_(0, voxel[kept].long().flatten(), share.flatten(), "amax")
+        share = weight.index_select(0, kept) * weights.index_select(0, kept)[:, None]
+        best.scatter_reduce_(0, voxel.index_select(0, kept).long().flatten(), share.flatten(), "amax")
     return best > HIDDEN
 
 
@@ -256,9 +256,9 @@ class _Smoothness:
         n = len(values)
         start = int(torch.randint(0, max(1, n - self.most + 1), (1,), generator=self.generator))
         ahead = self.next[start : start + self.most]
-        number, axis = (ahead >= 0).nonzero(as_tuple=True)
-        other, number = ahead[number, axis], number + start
-        difference = values[number] - values[other]
+        there = (ahead >= 0).flatten().nonzero()[:, 0]
+        other, number = ahead.flatten().index_select(0, there), there // 3 + start
+        difference = values.index_select(0, number) - values.index_select(0, other)
         difference *= (difference.square() + soft * soft).rsqrt_() * (strength / len(ahead))
         gradient = torch.zeros_like(values)
         return gradient.index_add_(0, number, difference).index_add_(0, other, -difference)

@@ -93,7 +93,7 @@ def sample_cells(
         ray, t = _samples_on_cuda(start, directions, felt, near + (shift - 0.5) * step, far, step)
     else:
         ray, t = _samples_on_cpu(start, directions, felt, near, far, step, shift)
-    position = start[ray] + t[:, None] * directions[ray]
+    position = start.index_select(0, ray) + t[:, None] * directions.index_select(0, ray)
     return Samples(ray, position, torch.full_like(t, step), t * grid.voxel_size, len(origins))
 
 
@@ -146,8 +146,8 @@ def _samples_on_cpu(
         along = t * directions[hit, axis, None] + (start[hit, axis, None] + 0.5)
         cell.mul_(size).add_(along.int().clamp_(0, size - 1))
     kept = felt.reshape(-1).index_select(0, cell.reshape(-1)).view_as(t).logical_and_(t < far)
-    ray, k = kept.nonzero(as_tuple=True)
-    return hit[ray], t[ray, k]
+    place = kept.flatten().nonzero()[:, 0]
+    return hit.index_select(0, place // steps), t.flatten().index_select(0, place)
 
 
 def _samples_on_cuda(
@@ -264,7 +264,8 @@ def _exclusive_sum(values: Tensor, ray: Tensor) -> Tensor:
     total = values.double().cumsum(0) - values
     starts = torch.ones_like(ray, dtype=torch.bool)
     starts[1:] = ray[1:] != ray[:-1]
-    return (total - total[starts][starts.cumsum(0) - 1]).to(values)
+    first = total.index_select(0, starts.nonzero()[:, 0])
+    return (total - first.index_select(0, starts.cumsum(0) - 1)).to(values)
 
 
 def render_weights(density: Tensor, samples: Samples) -> Tensor:
