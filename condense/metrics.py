@@ -183,7 +183,8 @@ def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0) -> dict[str, fl
     """
     first, second = (np.atleast_2d(np.asarray(values, dtype=float)) for values in (a, b))
     if len(first) != len(second):
-        first, second = (np.nanmean(values, axis=0, keepdims=True) for values in (first, second))
+        present = (np.ma.masked_invalid(values) for values in (first, second))
+        first, second = (values.mean(axis=0, keepdims=True).filled(np.nan) for values in present)
     result = interval(first - second, seed)
     means = _pigeonhole(first - second, seed)
     side = min((means <= 0).mean(), (means >= 0).mean())

@@ -97,3 +97,10 @@ def test_paired_difference_sees_what_the_intervals_hide():
     assert result["p"] <= 0.002
     assert paired_difference(a, a)["p"] == 1
     assert paired_difference(a, b[:1])["mean"] == pytest.approx(a.mean() - b[:1].mean())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_capture_without_a_value_is_left_out_of_differences():
+    a, b = np.array([[1.0, np.nan, 3.0], [2.0, np.nan, np.nan]]), np.array([[0.5, 1.0, 1.0]])
+    result = paired_difference(a, b)
+    assert result["mean"] == pytest.approx((1.0 + 2.0) / 2) and result["n"] == 2
